@@ -1,0 +1,5 @@
+"""`python -m astraea_local`."""
+
+from astraea_local.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The HTTP side: OpenAI-compatible endpoints, and the server's own state."""

@@ -1,0 +1,192 @@
+"""Request bodies of the OpenAI-compatible endpoints, with llama.cpp's extra sampling fields.
+
+Unknown fields are ignored, because clients send many; a known field of a wrong type or range is refused.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from astraea_local.engine.sampling import DRY_BREAKERS
+
+_MAX_STOPS = 16
+_MAX_CHOICES = 16
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+
+
+class TextPart(_Body):
+    """One piece of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(_Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _only_text(cls, value: str | list[TextPart] | None) -> str | list[TextPart] | None:
+        if isinstance(value, list):
+            for part in value:
+                if part.text is None:
+                    raise ValueError(
+                        f"parts of type {part.type!r} are not supported: this model reads text only"
+                    )
+        return value
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if self.content is None:
+            return ""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text or "" for part in self.content)
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+
+
+class JsonSchemaFormat(_Body):
+    name: str = "response"
+    json_schema: dict[str, Any] | bool = Field(default=True, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+
+class Generation(_Body):
+    """What every kind of completion request has in common."""
+
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, ge=1, le=_MAX_CHOICES)
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    temperature: float = Field(default=0.8, ge=0, le=100)
+    top_p: float = Field(default=0.95, ge=0, le=1)
+    top_k: int = Field(default=40, ge=0)
+    min_p: float = Field(default=0.05, ge=0, le=1)
+    typical_p: float = Field(default=1.0, ge=0, le=1)
+    repeat_penalty: float = Field(default=1.0, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    """Another name of `repeat_penalty`."""
+    repeat_last_n: int = Field(default=64, ge=0, le=65536)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    dry_multiplier: float = Field(default=0.0, ge=0, le=100)
+    dry_base: float = Field(default=1.75, ge=0, le=100)
+    dry_allowed_length: int = Field(default=2, ge=0, le=65536)
+    dry_penalty_last_n: int = Field(default=4096, ge=0, le=65536)
+    dry_sequence_breakers: list[str] = Field(default=list(DRY_BREAKERS), max_length=64)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    ignore_eos: bool = False
+    grammar: str | None = None
+    """A GBNF grammar that the output follows."""
+    json_schema: dict[str, Any] | bool | None = None
+    """A JSON schema that the output follows; `response_format` is OpenAI's way to say it."""
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, value: str | list[str] | None) -> list[str]:
+        stops = [] if value is None else [value] if isinstance(value, str) else value
+        if len(stops) > _MAX_STOPS:
+            raise ValueError(f"at most {_MAX_STOPS} stop strings are possible")
+        if any(not s for s in stops):
+            raise ValueError("a stop string must not be empty")
+        return stops
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value and not all(key.isdecimal() for key in value):
+            raise ValueError("keys must be token ids")
+        return value
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> "Generation":
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("grammar and json_schema exclude each other")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(Generation):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_on(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+
+class CompletionRequest(Generation):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[int] | list[str]
+    max_tokens: int | None = Field(default=16, ge=1)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool = False
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, value: str | list[int] | list[str]) -> str | list[int] | list[str]:
+        if len(value) == 0:
+            raise ValueError("must not be empty")
+        return value
+
+
+class TokenizeRequest(_Body):
+    """`POST /tokenize`."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(_Body):
+    """`POST /detokenize`."""
+
+    tokens: list[int]

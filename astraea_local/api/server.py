@@ -1,0 +1,147 @@
+"""Runs the HTTP server and the engine together, from the first byte of the model to a clean end."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from astraea_local.api.app import create_app
+from astraea_local.api.service import Service
+from astraea_local.api.text_model import TextModel
+from astraea_local.engine.messages import Ready
+from astraea_local.engine.supervisor import Engine
+from astraea_local.engine.worker import EngineSpec
+from astraea_local.profile import Profile, ServerSettings
+
+_logger = logging.getLogger(__name__)
+_CLOSE_S = 2
+
+
+class ServeError(Exception):
+    """The server cannot start; the message is one line for a user."""
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """A bound socket. Raises `ServeError`: better now than after the model is loaded."""
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback:
+        raise ServeError(
+            f"server.host {settings.host!r} is not a loopback address: there are no API keys yet, so only "
+            "127.0.0.1, ::1 and localhost are served"
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            where = f"port {settings.port} on {settings.host}"
+            raise ServeError(f"{where} is in use: choose another with --port or server.port") from None
+        raise ServeError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    return sock
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to us: a stop first lets the engine drain, and ends with status 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    profile: Profile,
+    model_path: Path,
+    sock: socket.socket,
+    *,
+    on_progress: Callable[[float], None],
+    on_ready: Callable[[Ready, str], None],
+    log_level: int = logging.WARNING,
+) -> None:
+    """Serves until SIGINT or SIGTERM; a second one cuts draining short.
+
+    Raises `EngineStartError` and `ModelLoadError`. `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
+    """
+    text = TextModel(model_path)
+    engine = Engine(EngineSpec(profile, model_path, log_level), on_progress=on_progress)
+    service = Service(profile, engine, text)
+    config = uvicorn.Config(
+        create_app(service),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    server = _Uvicorn(config)
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    async with _running(server, sock), _signals() as stop:
+        try:
+            started = asyncio.create_task(engine.start())
+            stopped = asyncio.create_task(stop.first.wait())
+            await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if started.done():
+                on_ready(started.result(), url)
+                await stopped
+        finally:
+            started.cancel()
+            stopped.cancel()
+            draining = asyncio.create_task(engine.stop(profile.server.drain_s))
+            cut = asyncio.create_task(stop.second.wait())
+            await asyncio.wait((draining, cut), return_when=asyncio.FIRST_COMPLETED)
+            cut.cancel()
+            if not draining.done():
+                draining.cancel()
+                await engine.stop(0)
+    text.close()
+
+
+class _Stop:
+    """The first request to stop, and the impatient second."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def request(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@asynccontextmanager
+async def _signals() -> AsyncIterator[_Stop]:
+    stop = _Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.request)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _running(server: uvicorn.Server, sock: socket.socket) -> AsyncIterator[None]:
+    """The HTTP server in the background; at the end it closes its connections within seconds."""
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        sock.close()

@@ -1,0 +1,128 @@
+"""The server's own endpoints: health, models, metrics, tokens, and the StateFrame."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from astraea_local.api.errors import ApiError
+from astraea_local.api.schemas import DetokenizeRequest, TokenizeRequest
+from astraea_local.api.service import Service
+from astraea_local.frame import StateFrame
+
+router = APIRouter()
+
+_FRAME_WAIT_S = 1.0
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """200 when requests are served; 503 while loading, restarting, or after a failure."""
+    engine = _service(request).engine
+    body: dict[str, Any] = {"status": "ok" if engine.status == "ready" else engine.status}
+    if engine.status == "loading":
+        body["progress"] = round(engine.progress, 3)
+    if engine.failure:
+        body["error"] = engine.failure
+    return JSONResponse(body, status_code=200 if engine.status == "ready" else 503)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The one model that is hosted."""
+    service = _service(request)
+    ready = service.engine.ready
+    entry: dict[str, Any] = {
+        "id": service.text.name,
+        "object": "model",
+        "created": int(request.app.state.started_at),
+        "owned_by": "astraea-local",
+    }
+    if ready is not None:
+        entry["meta"] = {
+            "context": ready.context,
+            "job_context": ready.job_context,
+            "slots": ready.slots,
+            "layout": ready.layout,
+        }
+    return {"object": "list", "data": [entry]}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(_service(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+    """Token ids of a text."""
+    vocab = _service(request).text.vocab
+    tokens = vocab.tokenize(
+        body.content, add_special=body.add_special, parse_special=body.parse_special
+    ).tolist()
+    if not body.with_pieces:
+        return {"tokens": tokens}
+    return {
+        "tokens": [
+            {"id": t, "piece": vocab.piece(t, special=True).decode("utf-8", "replace")} for t in tokens
+        ]
+    }
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, str]:
+    """The text of token ids."""
+    text = _service(request).text
+    text.check_tokens(body.tokens, "tokens")
+    return {"content": text.decode(body.tokens)}
+
+
+@router.get("/astraea/v1/state")
+async def state(request: Request) -> StateFrame:
+    """The newest StateFrame."""
+    return _current(_service(request))
+
+
+@router.get("/astraea/v1/events")
+async def events(request: Request) -> EventSourceResponse:
+    """StateFrames as they change, at most four a second; event name `frame`."""
+    service = _service(request)
+
+    async def frames() -> AsyncIterator[ServerSentEvent]:
+        while service.engine.status != "stopping":
+            if service.engine.frame is not None:
+                yield ServerSentEvent(event="frame", data=_current(service).model_dump_json())
+            await service.engine.next_frame(_FRAME_WAIT_S)
+
+    return EventSourceResponse(frames(), sep="\n")
+
+
+def _current(service: Service) -> StateFrame:
+    engine = service.engine
+    if engine.frame is None:
+        raise ApiError(
+            503,
+            f"no state yet: the model is loading ({engine.progress:.0%})",
+            code="loading",
+            retry_after_s=2,
+        )
+    age = max(0.0, time.time() - engine.frame.at)
+    rows = [job.model_copy(update={"since_s": job.since_s + age}) for job in engine.frame.jobs]
+    return engine.frame.model_copy(
+        update={
+            "status": engine.status,
+            "restarts": engine.restarts,
+            "uptime_s": engine.frame.uptime_s + age,
+            "jobs": rows,
+        }
+    )

@@ -1,0 +1,53 @@
+"""Server-sent events of a completion: chunks, comments while nothing comes, one end."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from astraea_local.api.errors import ApiError
+from astraea_local.api.service import Call, Service
+from astraea_local.engine.messages import Paused
+from astraea_local.engine.supervisor import SegmentEvent
+
+Chunks = Callable[[int, SegmentEvent], Iterator[dict[str, Any]]]
+
+
+def stream(
+    service: Service,
+    call: Call,
+    chunks: Chunks,
+    usage_chunk: Callable[[], dict[str, Any]] | None,
+    headers: dict[str, str],
+) -> EventSourceResponse:
+    """An event stream; `chunks` turns an event of a choice into chunk objects.
+
+    A client that goes away ends the segments within one step. An error after the start of the stream is
+    its last chunk.
+    """
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        try:
+            async for index, event in service.events(call):
+                if isinstance(event, Paused):
+                    yield ServerSentEvent(comment=f"paused: {event.reason}")
+                for chunk in chunks(index, event):
+                    yield ServerSentEvent(data=json.dumps(chunk, ensure_ascii=False))
+        except ApiError as error:
+            yield ServerSentEvent(data=json.dumps(error.body, ensure_ascii=False))
+        else:
+            if usage_chunk is not None:
+                yield ServerSentEvent(data=json.dumps(usage_chunk(), ensure_ascii=False))
+            yield ServerSentEvent(data="[DONE]")
+
+    def comment() -> ServerSentEvent:
+        return ServerSentEvent(comment=call.handles[0].phase)
+
+    return EventSourceResponse(
+        events(),
+        headers=headers,
+        ping=service.profile.server.keepalive_s,
+        ping_message_factory=comment,
+        sep="\n",
+    )

@@ -1,0 +1,1 @@
+"""Workloads and their replay over HTTP; nothing here reaches into the engine."""

@@ -1,0 +1,1 @@
+"""Everything that touches llama.cpp: bindings, the step loop, KV stores and the child process."""

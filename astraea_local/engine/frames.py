@@ -1,0 +1,183 @@
+"""Builds the StateFrame from the core's state."""
+
+import os
+import time
+from dataclasses import dataclass, field
+
+from astraea_local import __version__
+from astraea_local.engine.core import EngineCore
+from astraea_local.engine.run import Run
+from astraea_local.engine.slots import Sequence
+from astraea_local.frame import (
+    JobRow,
+    JobState,
+    KvRow,
+    KvTier,
+    SegmentRow,
+    ServerInfo,
+    SlotRow,
+    SpeedRow,
+    StateFrame,
+)
+from astraea_local.scheduler.job import Job, SegmentState
+
+
+@dataclass(slots=True)
+class FrameBuilder:
+    """Makes frames of one core."""
+
+    core: EngineCore
+    started: float = field(default_factory=time.monotonic)
+
+    def build(self) -> StateFrame:
+        """The present picture."""
+        core = self.core
+        now = core.clock()
+        speeds = core.meter.speeds
+        stats = core.store.stats
+        slots = [self._slot(s) for s in core.table]
+        running = sum(1 for s in core.table if s.segment is not None)
+        return StateFrame(
+            at=time.time(),
+            uptime_s=time.monotonic() - self.started,
+            server=self.server_info(),
+            jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
+            queue=self._queue(now),
+            slots=slots,
+            kv=KvRow(
+                cells_used=core.table.cells_used,
+                cells_total=core.table.cells_total,
+                ram_bytes=core.store.bytes_used,
+                ram_budget_bytes=core.store.budget,
+                ram_states=len(core.store.snapshots),
+                parks=stats.parks,
+                restores=stats.restores,
+                restore_failures=stats.failures,
+                evictions=stats.evictions,
+                park_s=stats.park_s,
+                restore_s=stats.restore_s,
+            ),
+            speed=SpeedRow(
+                prefill_tokens_s=speeds.prefill_tokens_s,
+                decode_step_s=speeds.decode_step(max(1, running)),
+                decode_tokens_s=max(1, running) / speeds.decode_step(max(1, running)),
+                width=core.scheduler.policy.width(speeds, core.scheduler.slots),
+            ),
+            steps=self._steps(),
+            totals=core.totals,
+            events=list(core.events),
+        )
+
+    def server_info(self) -> ServerInfo:
+        """The constant part."""
+        core = self.core
+        return ServerInfo(
+            version=__version__,
+            model=core.model.path.stem,
+            model_class=core.model.model_class.value,
+            profile=core.profile.name,
+            policy=core.scheduler.policy.name,
+            layout="unified" if core.table.unified else "per_slot",
+            slots=core.scheduler.slots,
+            context=core.table.cells_total,
+            job_context=core.job_limit,
+            offloaded=core.model.offloaded,
+            pid=os.getpid(),
+        )
+
+    def _steps(self) -> dict[str, float]:
+        times = self.core.step_time
+        steps = max(1, times.steps)
+        return {
+            "steps": float(times.steps),
+            "mean_ms": 1000 * times.total / steps,
+            "llama_decode_ms": 1000 * times.decode / steps,
+            "sampling_ms": 1000 * times.sampling / steps,
+            "kv_moves_ms": 1000 * times.kv_moves / steps,
+        }
+
+    def _job(self, job: Job, now: float) -> JobRow:
+        core = self.core
+        runs = [core.runs[i] for i in job.active if i in core.runs]
+        tier, kv_tokens = self._kv(job.id)
+        segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
+        since = max((s.since for s in segments), default=job.since)
+        return JobRow(
+            job=job.id,
+            parent=job.parent,
+            state=_state(job, runs),
+            queue=core.scheduler.policy.level(job),
+            tokens=max((len(r.context) for r in runs), default=kv_tokens),
+            attained=job.attained,
+            segments=job.segments,
+            kv=tier,
+            kv_tokens=kv_tokens,
+            waited_s=job.waited + sum(s.waited_at(now) for s in segments),
+            since_s=now - since,
+            tool=job.tool,
+            reason=job.reason,
+        )
+
+    def _kv(self, job_id: str) -> tuple[KvTier, int]:
+        resident = [len(s.tokens) for s in self.core.table if s.job == job_id]
+        parked = [len(s.tokens) for s in self.core.store.snapshots if s.job == job_id]
+        if resident and max(resident) >= max(parked, default=0) and max(resident):
+            return "slot", max(resident)
+        return ("ram", max(parked)) if parked else ("none", 0)
+
+    def _queue(self, now: float) -> list[SegmentRow]:
+        core = self.core
+        speeds = core.meter.speeds
+        rows = []
+        for segment in core.scheduler.segments.values():
+            if segment.state is not SegmentState.WAITING:
+                continue
+            rank, service, reason = core.scheduler.explain(segment, now, speeds)
+            rows.append(
+                SegmentRow(
+                    segment=segment.id,
+                    job=segment.job,
+                    queue=rank.level,
+                    prompt_tokens=segment.prompt_tokens,
+                    cached_tokens=segment.cached,
+                    output_tokens=segment.output,
+                    waited_s=segment.waited_at(now),
+                    service_s=service,
+                    score=rank.score,
+                    reason=reason,
+                )
+            )
+        return sorted(rows, key=lambda r: (r.queue, -r.score))
+
+    def _slot(self, sequence: Sequence) -> SlotRow:
+        run = None if sequence.segment is None else self.core.runs[sequence.segment]
+        if run is None:
+            phase = "resident" if len(sequence.tokens) else "free"
+            return SlotRow(
+                slot=sequence.id,
+                job=sequence.job,
+                segment=None,
+                phase=phase,
+                tokens=len(sequence.tokens),
+                done=0,
+                total=0,
+            )
+        decoding = run.decoding and run.output > 0
+        return SlotRow(
+            slot=sequence.id,
+            job=sequence.job,
+            segment=sequence.segment,
+            phase="decode" if decoding else "prefill",
+            tokens=len(sequence.tokens),
+            done=run.output if decoding else len(sequence.tokens),
+            total=run.request.max_output if decoding else len(run.context),
+        )
+
+
+def _state(job: Job, runs: list[Run]) -> JobState:
+    if not runs:
+        return "done" if job.final else "waiting"
+    running = [r for r in runs if r.sequence is not None]
+    if not running:
+        return "preempted" if any(r.started_at is not None for r in runs) else "queued"
+    return "decode" if any(r.output for r in running) else "prefill"

@@ -1,0 +1,148 @@
+"""What front and engine say to each other: small dataclasses, sent in lists over a pipe."""
+
+from dataclasses import dataclass, field
+
+from astraea_local.engine.binding import Tokens
+from astraea_local.engine.sampling import SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A segment to run."""
+
+    segment: int
+    job: str
+    prompt: Tokens
+    max_output: int
+    sampling: SamplingParams
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    stream: bool = True
+    """False: text is sent once, at the end."""
+    parent: str | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client of a segment is gone."""
+
+    segment: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """No further request of this job will come."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the loop and exit."""
+
+
+ToEngine = Submit | Cancel | EndJob | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How much of the model is read, 0..1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine serves; facts that the front needs."""
+
+    model: str
+    model_class: str
+    offloaded: str
+    layout: str
+    slots: int
+    context: int
+    job_context: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The engine cannot start, and trying again would not help."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenToken:
+    """A token with its log-probability and the likeliest alternatives."""
+
+    token: int
+    logprob: float
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a running segment."""
+
+    segment: int
+    text: str
+    logprobs: tuple[ChosenToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A segment got its slot for the first time; `cached` prompt tokens need no prefill."""
+
+    segment: int
+    cached: int
+    queued_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A running segment gave its slot away and waits; nothing of it is lost."""
+
+    segment: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a segment."""
+
+    segment: int
+    reason: str
+    """`stop`, `length` or `cancelled`."""
+    text: str
+    """Text not yet sent."""
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+    logprobs: tuple[ChosenToken, ...] = ()
+    output: tuple[int, ...] = field(default=())
+    """Token ids of the output, so that the front can recognize the job's next request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A segment that cannot be completed."""
+
+    segment: int
+    message: str
+    code: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A StateFrame as JSON; kept as bytes because most frames are only passed on."""
+
+    json: bytes
+
+
+ToFront = Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame

@@ -1,0 +1,252 @@
+"""Profiles: every setting of a server, in one TOML file, checked before anything starts.
+
+A profile is read with `load`; a fault is reported as `ProfileError` with the file, the line and what
+to write instead. Shipped profiles are found by name, others by path.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+PolicyName = Literal["astraea", "fcfs"]
+
+
+class ProfileError(Exception):
+    """A profile that cannot be used; the message is one line naming file, line, field and remedy."""
+
+
+class _Section(BaseModel):
+    # TOML has types of its own, so "8080" for a port or true for a count is a slip, not a spelling.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSettings(_Section):
+    source: str = "demo"
+    """`demo` (the embedded SmolLM2), a path to a GGUF file, or `hf:OWNER/REPO[:QUANT]`."""
+    gpu_layers: int = Field(default=-1, ge=-1)
+    """Layers offloaded to the GPU; -1 = all, 0 = none."""
+    main_gpu: int = Field(default=0, ge=0)
+    """Index of the GPU that is used when there are several and `split` is `none`."""
+    split: Literal["none", "layer"] = "none"
+    """`none`: one GPU holds everything; `layer`: the layers are spread over all GPUs."""
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    """`auto` lets llama.cpp decide by device; a quantized V cache needs it."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0 = the physical cores."""
+
+
+class ContextSettings(_Section):
+    size: int = Field(default=8192, ge=256)
+    """KV cells in total, shared by the slots."""
+    slots: int = Field(default=4, ge=1, le=64)
+    """Segments that can run at the same time."""
+    batch: int = Field(default=512, ge=32, le=16384)
+    """Most tokens given to llama.cpp in one step."""
+    ubatch: int = Field(default=512, ge=32, le=16384)
+    """Tokens per compute graph; larger is faster at prefill and takes more memory."""
+
+    @model_validator(mode="after")
+    def _ubatch_fits(self) -> "ContextSettings":
+        if self.ubatch > self.batch:
+            raise ValueError(f"context.ubatch ({self.ubatch}) must not exceed context.batch ({self.batch})")
+        return self
+
+
+class KvSettings(_Section):
+    layout: Literal["auto", "per_slot", "unified"] = "auto"
+    """`per_slot`: no residency tax, a job is limited to size / slots. `unified`: one pool, any split.
+    `auto`: per_slot when size / slots reaches 2,048 tokens or the model's own context, else unified."""
+    type_k: KvType = "f16"
+    """Element type of the K cache."""
+    type_v: KvType = "f16"
+    """Element type of the V cache; quantized types need flash attention."""
+
+
+class SchedulerSettings(_Section):
+    policy: PolicyName = "astraea"
+    """Which segment runs next: `astraea` (Stateful-MLFQ + HRRN) or `fcfs`."""
+    max_step_ms: float = Field(default=250.0, gt=0)
+    """Longest step, in milliseconds, that a prefill may cause while others decode."""
+    level_tokens: tuple[int, ...] = Field(default=(8192, 32768, 131072), strict=False)
+    """Attained token cost at which a job falls to the next queue; one more queue than numbers."""
+    aging_ratio: float = Field(default=8.0, gt=1)
+    """Response ratio (waited + service) / service at which a segment counts one queue higher."""
+    preempt_factor: float = Field(default=3.0, gt=1)
+    """A waiting segment may take a slot when its score beats the running one's by this factor."""
+    min_quantum_tokens: int = Field(default=64, ge=1)
+    """Tokens a segment receives before it may be preempted."""
+    predicted_output_tokens: int = Field(default=160, ge=1)
+    """Output length assumed for a segment of which nothing is known."""
+
+    @field_validator("level_tokens")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in pairwise(value)) or any(v <= 0 for v in value):
+            raise ValueError("must be positive numbers in ascending order, for example [8192, 32768]")
+        return value
+
+
+class RetentionSettings(_Section):
+    ram_mib: int = Field(default=1024, ge=0)
+    """Budget for KV states parked in host memory, MiB; 0 turns parking off (states are recomputed)."""
+    min_tokens: int = Field(default=64, ge=1)
+    """Shorter contexts are recomputed instead of parked."""
+
+
+class ServerSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on; only loopback addresses are accepted until API keys exist."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+    max_queue: int = Field(default=256, ge=1)
+    """Requests queued or running; beyond it clients get 429 with Retry-After."""
+    keepalive_s: float = Field(default=5.0, gt=0)
+    """Seconds between SSE comments while a stream has nothing to say."""
+    drain_s: float = Field(default=10.0, ge=0)
+    """Seconds that a stop waits for running requests before they are cancelled."""
+    job_idle_s: float = Field(default=1800.0, gt=0)
+    """A job that sent nothing for so long is forgotten (its KV is kept as long as room allows)."""
+    max_body_mib: int = Field(default=16, ge=1)
+    """Largest request body, MiB."""
+
+
+class Profile(_Section):
+    name: str = "custom"
+    """Name shown in logs and the UI."""
+    description: str = ""
+    """What the profile is for, one line."""
+    model: ModelSettings = ModelSettings()
+    """What is loaded, and where its layers go."""
+    context: ContextSettings = ContextSettings()
+    """How much context there is, and how many run at once."""
+    kv: KvSettings = KvSettings()
+    """Form of the KV cache."""
+    scheduler: SchedulerSettings = SchedulerSettings()
+    """Who runs next."""
+    retention: RetentionSettings = RetentionSettings()
+    """What happens to KV that is not being used."""
+    server: ServerSettings = ServerSettings()
+    """The HTTP side."""
+
+    @model_validator(mode="after")
+    def _v_cache_needs_flash_attention(self) -> "Profile":
+        if self.kv.type_v not in ("f32", "f16", "bf16") and self.model.flash_attention == "off":
+            raise ValueError(
+                f"kv.type_v {self.kv.type_v!r} needs flash attention: "
+                'set model.flash_attention to "auto" or kv.type_v to "f16"'
+            )
+        return self
+
+
+def shipped() -> dict[str, Path]:
+    """The profiles that come with the package, by name."""
+    package = Path(__file__).parent
+    # A wheel carries them inside the package; an editable checkout keeps them beside it.
+    folder = next((d for d in (package / "_profiles", package.parent / "profiles") if d.is_dir()), None)
+    return {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def load(name_or_path: str) -> Profile:
+    """The profile of that shipped name, or of that file. Raises `ProfileError`."""
+    known = shipped()
+    path = known.get(name_or_path)
+    if path is None:
+        path = Path(name_or_path).expanduser()
+        if path.suffix != ".toml" and not path.exists():
+            raise ProfileError(
+                f"no profile named {name_or_path!r}: use one of {', '.join(known)} or a path to a .toml file"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ProfileError(f"{path}: no such profile file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: cannot be read: {error}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Profile:
+    """The profile written in `text`; `path` is only named in errors. Raises `ProfileError`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"{path}: not valid TOML: {error}") from None
+    data.setdefault("name", path.stem)
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise ProfileError("; ".join(_faults(error, text, path))) from None
+
+
+def override(profile: Profile, changes: dict[str, Any]) -> Profile:
+    """A copy with dotted fields replaced (`{"server.port": 9000}`). Raises `ProfileError`."""
+    data = profile.model_dump()
+    for dotted, value in changes.items():
+        *sections, field = dotted.split(".")
+        target = data
+        for section in sections:
+            if not isinstance(target.get(section), dict):
+                target[section] = {}
+            target = target[section]
+        target[field] = value
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise ProfileError("; ".join(_faults(error, "", None))) from None
+
+
+def fields(profile: Profile) -> Iterator[tuple[str, Any, str]]:
+    """Every setting as (dotted name, value, documentation), in file order."""
+    for name, info in Profile.model_fields.items():
+        value = getattr(profile, name)
+        if isinstance(value, _Section):
+            for inner, inner_info in type(value).model_fields.items():
+                yield f"{name}.{inner}", getattr(value, inner), inner_info.description or ""
+        else:
+            yield name, value, info.description or ""
+
+
+def _faults(error: ValidationError, text: str, path: Path | None) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        keys = [str(part) for part in fault["loc"]]
+        where = "" if path is None else f"{path}:{_line_of(text, keys)}: "
+        dotted = ".".join(keys)
+        if fault["type"] == "extra_forbidden":
+            yield f"{where}unknown field {dotted!r}: known here are {', '.join(_siblings(keys))}"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            yield f"{where}{dotted}: {message}" if dotted else f"{where}{message}"
+
+
+def _siblings(keys: list[str]) -> list[str]:
+    section: type[BaseModel] = Profile
+    for key in keys[:-1]:
+        annotation = section.model_fields[key].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return list(section.model_fields)
+
+
+def _line_of(text: str, keys: list[str]) -> int:
+    """Line (1-based) of a key; of its table when the key is absent. tomllib keeps no positions."""
+    table: list[str] = []
+    best = 1
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            table = [part.strip().strip("\"'") for part in header[1].split(".")]
+            if table == keys[: len(table)]:
+                best = number
+        elif assigned := re.match(r"\s*([\w.\-\"']+)\s*=", line):
+            here = table + [part.strip().strip("\"'") for part in assigned[1].split(".")]
+            if here == keys[: len(here)]:
+                return number
+    return best

@@ -1,0 +1,1 @@
+"""Who runs next: pure decisions. Time is an argument; nothing here waits, reads or writes."""

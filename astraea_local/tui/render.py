@@ -1,0 +1,42 @@
+"""Renders parts of a StateFrame; no Textual here, so that plain output and panels can share it."""
+
+from rich.table import Table
+
+from astraea_local.frame import JobRow, StateFrame
+
+
+def job_table(frame: StateFrame) -> Table:
+    """One line for each job: agent, state, queue, tokens, where its KV is, wait, and why."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("AGENT", "STATE", "QUEUE", "TOKENS", "KV", "CALLS", "WAITED", "SINCE"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("TOKENS", "CALLS") else "left")
+    table.add_column("REASON", overflow="ellipsis", no_wrap=True)
+    for job in frame.jobs:
+        table.add_row(
+            job.job,
+            f"{job.state} ({job.tool})" if job.tool else job.state,
+            f"Q{job.queue}",
+            str(job.tokens),
+            kv_place(job),
+            str(job.segments),
+            seconds(job.waited_s),
+            seconds(job.since_s),
+            job.reason,
+        )
+    return table
+
+
+def kv_place(job: JobRow) -> str:
+    """Where a job's KV is, and how many tokens of it."""
+    return "-" if job.kv == "none" else f"{job.kv} {job.kv_tokens}"
+
+
+def seconds(value: float) -> str:
+    """A duration in at most five characters: `0.4s`, `12s`, `3m05`, `2h10`."""
+    if value < 10:
+        return f"{value:.1f}s"
+    if value < 60:
+        return f"{value:.0f}s"
+    if value < 3600:
+        return f"{int(value) // 60}m{int(value) % 60:02d}"
+    return f"{int(value) // 3600}h{int(value) % 3600 // 60:02d}"
