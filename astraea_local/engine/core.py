@@ -161,6 +161,9 @@ class EngineCore:
         outputs = self._fill_batch()
         if not len(self._batch):
             return
+        decoding = sum(1 for _run, tokens, _index in outputs if len(tokens) == 1)
+        prefilled = len(self._batch) - decoding
+        span = self._span(outputs)
         filled = time.perf_counter()
         code = self.context.decode(self._batch)
         self.context.synchronize()
@@ -171,9 +174,7 @@ class EngineCore:
         if code != 0:
             raise EngineFault(f"llama_decode returned {code}")
         sampled = self._take_outputs(outputs)
-        decoding = sum(1 for _run, tokens, _index in outputs if len(tokens) == 1)
-        prefilled = len(self._batch) - decoding
-        self.meter.observe(decoded - filled, decoding=decoding, prefilled=prefilled)
+        self.meter.observe(decoded - filled, decoding=decoding, tokens=span, prefilled=prefilled)
         self.totals.prefilled_tokens += prefilled
         self.totals.steps += 1
         time_ = self.step_time
@@ -259,6 +260,10 @@ class EngineCore:
                 return self.table.trimmable
         return False
 
+    def _span(self, outputs: list[tuple[Run, Tokens, int]]) -> int:
+        """Context tokens that the decoding segments of a batch attend to."""
+        return sum(len(run.context) for run, tokens, _index in outputs if len(tokens) == 1)
+
     def _cells_running(self) -> int:
         return sum(len(s.tokens) for s in self.table if s.segment is not None)
 
@@ -310,7 +315,7 @@ class EngineCore:
         speeds = self.meter.speeds
         spare = self.profile.scheduler.max_step_ms / 1000
         if decoding:
-            spare -= speeds.decode_step(decoding)
+            spare -= speeds.decode_step(decoding, self._cells_running())
         return min(room, max(_MIN_CHUNK, int(spare * speeds.prefill_tokens_s)))
 
     def _cells_for_prefill(self, wanted: int, decoding: int) -> int:

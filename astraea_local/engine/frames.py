@@ -36,7 +36,8 @@ class FrameBuilder:
         speeds = core.meter.speeds
         stats = core.store.stats
         slots = [self._slot(s) for s in core.table]
-        running = sum(1 for s in core.table if s.segment is not None)
+        running = max(1, sum(s.segment is not None for s in core.table))
+        step_s = speeds.decode_step(running, sum(len(s.tokens) for s in core.table if s.segment is not None))
         return StateFrame(
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
@@ -59,9 +60,9 @@ class FrameBuilder:
             ),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_tokens_s,
-                decode_step_s=speeds.decode_step(max(1, running)),
-                decode_tokens_s=max(1, running) / speeds.decode_step(max(1, running)),
-                width=core.scheduler.policy.width(speeds, core.scheduler.slots),
+                decode_step_s=step_s,
+                decode_tokens_s=running / step_s,
+                width=core.scheduler.width(now, speeds),
             ),
             steps=self._steps(),
             totals=core.totals,

@@ -1,8 +1,6 @@
 """What a segment will cost: from measured speeds and, for its length, from the job's own past."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 
 from astraea_local.scheduler.job import Job, Segment
 
@@ -14,26 +12,20 @@ _OVERRUN = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Measured on the running model; see `engine.speed`."""
+    """Measured on the running model; see `engine.speed`. Times are seconds."""
 
     prefill_tokens_s: float = 200.0
-    step_s: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({1: 0.02}))
-    """Seconds of one decode step by number of decoding segments."""
+    step_base_s: float = 0.004
+    """What a decode step costs whatever is in it: reading the weights."""
+    step_segment_s: float = 0.005
+    """What each segment adds to it."""
+    step_token_s: float = 3e-6
+    """What each token of their contexts adds: attention."""
     restore_bytes_s: float = 4e9
 
-    def decode_step(self, batch: int) -> float:
-        """Seconds of a step in which `batch` segments decode; linear between the measured widths."""
-        known = sorted(self.step_s)
-        if batch in self.step_s:
-            return self.step_s[batch]
-        below = [b for b in known if b < batch]
-        above = [b for b in known if b > batch]
-        if below and above:
-            low, high = below[-1], above[0]
-            share = (batch - low) / (high - low)
-            return self.step_s[low] + share * (self.step_s[high] - self.step_s[low])
-        nearest = below[-1] if below else above[0]
-        return self.step_s[nearest] * (max(1.0, batch / nearest) if below else 1.0)
+    def decode_step(self, segments: int, tokens: int) -> float:
+        """A step in which `segments` with `tokens` of context together yield one token each."""
+        return self.step_base_s + segments * self.step_segment_s + tokens * self.step_token_s
 
 
 def predict_output(job: Job, max_output: int, prior: float) -> float:
@@ -52,4 +44,4 @@ def service_s(segment: Segment, speeds: Speeds) -> float:
     """T_proc of Astraea section 4.2, counting uncached tokens only, plus the restore of parked KV."""
     restore = 0.0 if segment.computed else segment.restore_s
     prefill = segment.uncached / speeds.prefill_tokens_s
-    return restore + prefill + remaining_output(segment) * speeds.decode_step(1)
+    return restore + prefill + remaining_output(segment) * speeds.decode_step(1, segment.context)

@@ -8,6 +8,9 @@ from astraea_local.scheduler.job import Job, Segment, SegmentState
 from astraea_local.scheduler.policies import Policy, Rank, make
 from astraea_local.scheduler.predictor import Speeds, predict_output, remaining_output, service_s
 
+# Most tools return within this time (86 % of an agent's calls within 1 s, 95 % within 10 s).
+_BACK_SOON_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
@@ -147,7 +150,7 @@ class Scheduler:
         running = sorted(self._in_state(SegmentState.RUNNING), key=lambda s: ranks[s.id])
         waiting = sorted(self._in_state(SegmentState.WAITING), key=lambda s: ranks[s.id])
         ready = [s for s in waiting if s.id not in view.deferred]
-        width = max(1, self.policy.width(view.speeds, self.slots))
+        width = self.width(now, view.speeds)
         admit = self._fitting(ready, max(0, width - len(running)), view.room, alone=not running)
         preempt: list[Segment] = []
         if not admit and ready and len(running) >= width:
@@ -166,6 +169,15 @@ class Scheduler:
         for segment in preempt:
             self.jobs[segment.job].reason = f"gave way to {ready[0].job}"
         return Plan(preempted, admitted, tuple(s.id for s in after))
+
+    def width(self, now: float, speeds: Speeds) -> int:
+        """How many segments run at once. Jobs that will soon be back from a tool count as present."""
+        back_soon = sum(
+            not j.active and not j.final and now - j.since < _BACK_SOON_S for j in self.jobs.values()
+        )
+        count = len(self.segments)
+        context = sum(s.context for s in self.segments.values()) / max(1, count)
+        return max(1, self.policy.width(speeds, self.slots, count + back_soon, context))
 
     def last(self, now: float, speeds: Speeds) -> Segment | None:
         """The running segment that the policy would give up first, when the pool is full."""

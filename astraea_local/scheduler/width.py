@@ -1,18 +1,22 @@
 """How many segments to run at once: as many as pays, not as many as fit.
 
-Running w equal segments together ends all of them after w S / R(w), one after another on average after
-(w + 1) / 2 S / R(1), with R the total decode speed. Width w is therefore worth R(w) (w + 1) / (2 w), and the
-best width is where that is largest: 1 where batching buys nothing, all slots where decoding scales.
+Of n equal segments of size S, run w at a time with total decode speed R(w), the k-th group ends after
+k w S / R(w), so that on average a segment ends after (n + w) / 2 x S / R(w). The best width makes
+(n + w) / R(w) least: narrow when few are there and batching buys little, all slots when many wait or
+decoding scales.
 """
 
 from astraea_local.scheduler.predictor import Speeds
 
 
-def best_width(speeds: Speeds, slots: int) -> int:
-    """The number of segments, 1..slots, that gives the least mean completion time."""
+def best_width(speeds: Speeds, slots: int, ready: int, context: float) -> int:
+    """The width, 1..slots, that gives `ready` segments the least mean completion time.
 
-    def value(width: int) -> float:
-        rate = width / speeds.decode_step(width)
-        return rate * (width + 1) / (2 * width)
+    `context` is their mean length in tokens: where attention is the cost, batching buys nothing.
+    """
 
-    return max(range(1, slots + 1), key=value)
+    def mean_completion(width: int) -> float:
+        rate = width / speeds.decode_step(width, int(width * context))
+        return (max(ready, width) + width) / rate
+
+    return min(range(1, slots + 1), key=mean_completion)

@@ -37,8 +37,8 @@ class Astraea(Policy):
         own = self.level(job)
         return f"{words}, raised from Q{own}" if rank.level < own else words
 
-    def width(self, speeds: Speeds, slots: int) -> int:
-        return best_width(speeds, slots)
+    def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
+        return best_width(speeds, slots, ready, context)
 
     def may_preempt(
         self, waiting: Segment, victim: Segment, ranks: tuple[Rank, Rank], speeds: Speeds

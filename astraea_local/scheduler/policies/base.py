@@ -48,9 +48,9 @@ class Policy(ABC):
         del job
         return 0
 
-    def width(self, speeds: Speeds, slots: int) -> int:
-        """Segments to run at once."""
-        del speeds
+    def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
+        """Segments to run at once when `ready`, of `context` tokens on average, run or could run."""
+        del speeds, ready, context
         return slots
 
     def may_preempt(
