@@ -35,11 +35,11 @@ def demo_model(demo_path: Path) -> Iterator[Model]:
 
 
 @pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[random_model.ShapeName], Path]:
     """Paths of random-weight models by shape: `tiny`, `tiny-swa`, `tiny-recurrent`, `tiny-hybrid`."""
     folder = tmp_path_factory.mktemp("models")
 
-    def path(shape: str) -> Path:
+    def path(shape: random_model.ShapeName) -> Path:
         file = folder / f"{shape}.gguf"
         return file if file.exists() else random_model.write(file, shape)
 
@@ -79,11 +79,13 @@ class Server:
         assert isinstance(server, dict)
         return int(server["pid"])
 
-    def wait_until(self, is_true: Callable[[], bool], seconds: float = 30.0) -> None:
-        """Waits for a condition; fails with the server's log."""
+    def wait_until(
+        self, is_true: Callable[[], bool], seconds: float = 30.0, *, stopped: bool = False
+    ) -> None:
+        """Waits for a condition; fails with the server's log, at once when it stopped unexpectedly."""
         deadline = time.monotonic() + seconds
         while not is_true():
-            if time.monotonic() > deadline or self.process.poll() is not None:
+            if time.monotonic() > deadline or (self.process.poll() is not None and not stopped):
                 pytest.fail(f"condition not met within {seconds} s; the server said:\n{self.log.read_text()}")
             time.sleep(0.05)
 

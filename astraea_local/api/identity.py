@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from astraea_local.api.errors import ApiError
-from astraea_local.api.schemas import Generation
+from astraea_local.api.schemas import ChatRequest, Generation
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.slots import common_prefix
 
@@ -39,6 +39,8 @@ class _Known:
     context: Tokens
     """Prompt and output of the job's last request."""
     prompt_tokens: int
+    slack: int
+    """Of those, tokens at the end that its next prompt may render differently."""
     busy: int
     first_seen: float
     last_seen: float
@@ -59,6 +61,8 @@ class JobBook:
 
     def identify(self, headers: Mapping[str, str], body: Generation, prompt: Tokens) -> Identity:
         """The job of a request, which counts as running until `finish`. Raises `ApiError` on bad headers."""
+        # Checked first: a refused request must not leave its job running for ever.
+        priority = _priority(headers.get("x-astraea-priority"))
         job, source = _named(headers, body)
         if job is None:
             job = self._by_prefix(prompt)
@@ -67,15 +71,16 @@ class JobBook:
             job = f"job-{next(self._numbers)}"
             source = "new conversation"
         now = self._clock()
-        known = self._jobs.setdefault(job, _Known(prompt[:0], 0, 0, now, now))
+        known = self._jobs.setdefault(job, _Known(prompt[:0], 0, 0, 0, now, now))
         known.busy += 1
+        known.slack = self._slack if isinstance(body, ChatRequest) else 0
         known.last_seen = now
         self._forget(now)
         return Identity(
             job,
             source,
             parent=_clean(headers.get("x-astraea-parent")),
-            priority=_priority(headers.get("x-astraea-priority")),
+            priority=priority,
             final=headers.get("x-astraea-final", "").lower() in ("1", "true", "yes"),
         )
 
@@ -84,7 +89,8 @@ class JobBook:
         known = self._jobs.get(job)
         if known is None:
             return
-        known.busy -= 1
+        # Not below zero: `end` may have forgotten the job, and a later request may have brought it back.
+        known.busy = max(0, known.busy - 1)
         known.last_seen = self._clock()
         if output is not None:
             known.context = np.concatenate([prompt, np.array(output, dtype=np.int32)])
@@ -106,10 +112,11 @@ class JobBook:
         """
         best: tuple[int, float, str] | None = None
         for job, known in self._jobs.items():
-            if known.busy or known.prompt_tokens == 0 or len(prompt) <= known.prompt_tokens:
+            stable = known.prompt_tokens - known.slack
+            if known.busy or stable <= 0 or len(prompt) <= known.prompt_tokens:
                 continue
             shared = common_prefix(known.context, prompt)
-            if shared >= known.prompt_tokens - self._slack:
+            if shared >= stable:
                 best = max(best or (0, 0.0, ""), (shared, known.last_seen, job))
         return None if best is None else best[2]
 

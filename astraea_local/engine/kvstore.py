@@ -98,6 +98,9 @@ class RamStore:
         size = context.state_size(seq)
         if size > self.budget:
             return False
+        kept = tokens.copy()
+        # Before anyone else has to give way.
+        self._supersede(job, kept)
         buffer = self._arena.acquire(size)
         while buffer is None and self.snapshots:
             self._evict_one()
@@ -109,8 +112,6 @@ class RamStore:
             self._arena.release(buffer)
             self.stats.failures += 1
             return False
-        kept = tokens.copy()
-        self._supersede(job, kept)
         self.snapshots.append(Snapshot(job, kept, buffer, written, now, useful))
         self.stats.parks += 1
         self.stats.park_bytes += written

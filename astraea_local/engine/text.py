@@ -53,10 +53,11 @@ class TextStream:
         if not self._stops:
             text, self._held = self._held, ""
             return text
+        # The first to be complete, so that the cut does not depend on how the text came in pieces.
         cut, stop = min(
             ((at, s) for s in self._stops if (at := self._held.find(s)) >= 0),
             default=(-1, ""),
-            key=lambda m: m[0],
+            key=lambda m: (m[0] + len(m[1]), m[0]),
         )
         if stop:
             text, self._held = self._held[:cut], ""
