@@ -22,20 +22,26 @@ from astraea_local.tui.render import job_table
 app = typer.Typer(
     name="astraea-local",
     help="Hosts one GGUF model for many local agents at once.",
+    epilog="Example: astraea-local serve --model qwen3-8b-q4_k_m.gguf",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 profiles_app = typer.Typer(
-    help="Lists, shows and checks profiles.", no_args_is_help=True, rich_markup_mode=None
+    help="Lists, shows and checks profiles.",
+    epilog="Example: astraea-local profiles list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(profiles_app, name="profiles")
 
 DEFAULT_PROFILE = "smollm2-cpu"
 DEFAULT_URL = "http://127.0.0.1:8080"
 
-_err = Console(stderr=True, highlight=False)
+# Names come from files and clients: what looks like markup in them is none.
+_out = Console(markup=False, emoji=False)
+_err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ProfileName = Annotated[str, typer.Option("--profile", help="A shipped profile's name, or a .toml file.")]
@@ -61,9 +67,7 @@ def _common(
     pass
 
 
-@app.command(
-    epilog="Example: astraea-local serve --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 32768 --slots 4"
-)
+@app.command(epilog="Example: astraea-local serve --model qwen3-8b-q4_k_m.gguf --ctx 32768")
 def serve(
     profile: ProfileName = DEFAULT_PROFILE,
     model: Annotated[str | None, typer.Option(help="A GGUF file.")] = None,
@@ -121,14 +125,14 @@ def ps(
         frame = StateFrame.model_validate_json(answer.content)
     except httpx.HTTPStatusError as error:
         _fail(f"{url}: {_message_of(error.response)}", code=1)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         _fail(f"no server answers at {url} ({error}): start one with `astraea-local serve`", code=1)
     except ValueError:
         _fail(f"{url} is not an astraea-local server of this version", code=1)
     if as_json:
         typer.echo(frame.model_dump_json(indent=2))
     else:
-        Console().print(job_table(frame))
+        _out.print(job_table(frame))
 
 
 @profiles_app.command("list", epilog="Example: astraea-local profiles list")
@@ -141,7 +145,7 @@ def profiles_list(as_json: AsJson = False) -> None:
     table = Table("NAME", "MODEL", "CONTEXT", "SLOTS", "DESCRIPTION", box=None)
     for p in found:
         table.add_row(p.name, p.model.source, str(p.context.size), str(p.context.slots), p.description)
-    Console().print(table)
+    _out.print(table)
 
 
 @profiles_app.command("show", epilog="Example: astraea-local profiles show gpu-24g")
@@ -154,7 +158,7 @@ def profiles_show(name: Annotated[str, typer.Argument()] = DEFAULT_PROFILE, as_j
     table = Table("FIELD", "VALUE", "MEANING", box=None)
     for field, value, text in profiles.fields(profile):
         table.add_row(field, json.dumps(value), " ".join(text.split()))
-    Console().print(table)
+    _out.print(table)
 
 
 @profiles_app.command("check", epilog="Example: astraea-local profiles check mine.toml")
@@ -183,6 +187,9 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
 
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        # Here it only reads the vocabulary and grammars; what it refuses is reported as our own error.
+        logging.getLogger("llama.cpp").setLevel(logging.CRITICAL)
     for chatty in ("asyncio", "httpx", "httpcore", "sse_starlette"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -191,7 +198,8 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
         _err.print(
             f"{facts.model} ({facts.model_class}) on {url}/v1: {facts.slots} slots, {facts.context} cells "
             f"{facts.layout}, {facts.job_context} tokens for a job, GPU: {facts.offloaded}, "
-            f"policy {profile.scheduler.policy}"
+            f"policy {profile.scheduler.policy}",
+            soft_wrap=True,
         )
         if (line := idle_gpu()) is not None:
             _err.print(f"warning: {line}", soft_wrap=True)
@@ -231,7 +239,7 @@ def _fetch(source: str) -> Path:
 
 
 def _progress(what: str) -> Progress:
-    columns = [TextColumn(what), TextColumn("{task.description}"), BarColumn()]
+    columns = [TextColumn(what), TextColumn("{task.description}", markup=False), BarColumn()]
     if what == "downloading":
         columns += [DownloadColumn(), TimeRemainingColumn()]
     else:

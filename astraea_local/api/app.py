@@ -3,15 +3,11 @@
 import time
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from astraea_local import __version__
 from astraea_local.api import chat, completions, errors, server_state
-from astraea_local.api.limits import BodyLimit
+from astraea_local.api.limits import BodyLimit, LocalHosts
 from astraea_local.api.service import Service
-
-# A web page that resolves its own name to 127.0.0.1 sends that name: only local ones are answered.
-_LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]", "testserver"]
 
 
 def create_app(service: Service) -> FastAPI:
@@ -24,5 +20,5 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(completions.router)
     app.include_router(server_state.router)
     app.add_middleware(BodyLimit, limit=service.profile.server.max_body_mib << 20)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS)
+    app.add_middleware(LocalHosts)
     return app

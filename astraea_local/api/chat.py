@@ -27,10 +27,9 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     top = (body.top_logprobs or 0) if body.logprobs else None
     call = await service.open(request, body, prompt, endpoint="chat", top=top)
     form = _Form(service.text, body.logprobs)
-    headers = {"X-Astraea-Job": call.identity.job}
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
-        return stream(service, call, form.chunks, usage, headers)
+        return stream(service, call, form.chunks, usage)
     answers = await until_disconnect(request, service.answers(call))
     if answers is None:
         return Response(status_code=499)
@@ -48,7 +47,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         "usage": call.usage,
         "astraea": call.timings,
     }
-    return JSONResponse(whole, headers=headers)
+    return JSONResponse(whole, headers=call.headers)
 
 
 class _Form:

@@ -32,21 +32,19 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     tokens = service.text.text_prompt(prompt)
     call = await service.open(request, body, tokens, endpoint="completions", top=body.logprobs)
     form = _Form(service.text, body.logprobs is not None)
-    headers = {"X-Astraea-Job": call.identity.job}
-    echo = service.text.decode(tokens) if body.echo else ""
+    form.echo = service.text.decode(tokens) if body.echo else ""
     if body.stream:
-        form.echo = echo
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
-        return stream(service, call, form.chunks, usage, headers)
+        return stream(service, call, form.chunks, usage)
     answers = await until_disconnect(request, service.answers(call))
     if answers is None:
         return Response(status_code=499)
     choices = [
-        form.choice(index, echo + answer.text, answer.logprobs, answer.finished.reason)
+        form.choice(index, form.echo + answer.text, answer.logprobs, answer.finished.reason)
         for index, answer in enumerate(answers)
     ]
     return JSONResponse(
-        form.base() | {"choices": choices, "usage": call.usage, "astraea": call.timings}, headers=headers
+        form.base() | {"choices": choices, "usage": call.usage, "astraea": call.timings}, headers=call.headers
     )
 
 
@@ -75,7 +73,7 @@ class _Form:
         text = event.text
         if self.echo and index not in self._offsets:
             text = self.echo + text
-        self._offsets.setdefault(index, 0)
+        self._offsets.setdefault(index, len(self.echo))
         reason = event.reason if isinstance(event, Finished) else None
         if text or event.logprobs or reason:
             yield self.base() | {"choices": [self.choice(index, text, event.logprobs, reason)]}
@@ -97,7 +95,7 @@ class _Form:
         if not self._with_logprobs:
             return None
         words = [self._word(t.token) for t in tokens]
-        offset = self._offsets.get(index, 0)
+        offset = self._offsets.get(index, len(self.echo))
         offsets = []
         for word in words:
             offsets.append(offset)

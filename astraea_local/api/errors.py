@@ -13,7 +13,7 @@ from astraea_local.engine.messages import Failed
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """An answer that is an error."""
 
     def __init__(
@@ -25,7 +25,7 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status = status
         self.message = message
         self.code = code
@@ -73,20 +73,36 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
+        where = f"{request.method} {request.url.path}"
         if error.status_code == 404:
-            message = f"{request.method} {request.url.path} does not exist on this server"
-        return ApiError(error.status_code, message).response()
+            message = f"{where} does not exist on this server"
+        if error.status_code == 405:
+            message = f"{where} is not possible: use {(error.headers or {}).get('Allow', 'another method')}"
+        response = ApiError(error.status_code, message).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def _bug(_request: Request, _error: Exception) -> JSONResponse:
+        return ApiError(500, "the server failed on this request; its log says why").response()
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    fault = error.errors()[0]
+    # Of the alternatives of a union, the one that fits best fails deepest.
+    fault = max(error.errors(), key=lambda f: len(f["loc"]))
     path = [str(part) for part in fault["loc"] if part != "body"]
-    # Unions add the name of the alternative that was tried; a user knows only fields and positions.
-    param = ".".join(part for part in path if not part.startswith(("str", "list[", "function-", "tagged-")))
+    param = ".".join(part for part in path if not _is_alternative(part))
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
         message = f"the body is not valid JSON: {fault.get('ctx', {}).get('error', '')}"
         param = ""
+    elif not path:
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
     return ApiError(
         400, f"{param}: {message}" if param else message, param=param or None, code="invalid_value"
     )
+
+
+def _is_alternative(part: str) -> bool:
+    """Whether it is the name of a union's alternative; a user knows only fields and positions."""
+    return part in ("str", "bool") or part.startswith(("list[", "dict[", "function-", "tagged-"))

@@ -1,4 +1,7 @@
-"""Refuses bodies that are too large before they are read into memory."""
+"""Refuses what no handler should see: bodies that are too large, and names of other computers."""
+
+import ipaddress
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,3 +38,29 @@ class BodyLimit:
     def _error(self) -> ApiError:
         text = f"the body is larger than server.max_body_mib allows ({self._limit >> 20} MiB)"
         return ApiError(413, text, code="body_too_large")
+
+
+class LocalHosts:
+    """ASGI middleware: 400 for requests to any name but this computer's own.
+
+    A web page that resolves its own name to 127.0.0.1 sends that name.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not _is_local(re.sub(r":\d*$", "", host)):
+                text = f"Host {host!r} is not this computer: connect to localhost or 127.0.0.1"
+                await ApiError(400, text, code="foreign_host").response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_local(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return name.lower() in ("localhost", "testserver")

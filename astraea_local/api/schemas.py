@@ -5,7 +5,7 @@ Unknown fields are ignored, because clients send many; a known field of a wrong 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from astraea_local.engine.sampling import DRY_BREAKERS
 
@@ -15,6 +15,12 @@ _MAX_CHOICES = 16
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        # Many clients write null for each field that they do not set.
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 class TextPart(_Body):
@@ -124,15 +130,23 @@ class Generation(_Body):
     @field_validator("logit_bias")
     @classmethod
     def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value and not all(key.isdecimal() for key in value):
+        if value and not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in value):
             raise ValueError("keys must be token ids")
         return value
 
-    @model_validator(mode="after")
-    def _one_constraint(self) -> "Generation":
-        if self.grammar is not None and self.json_schema is not None:
+    @field_validator("dry_sequence_breakers")
+    @classmethod
+    def _encodable(cls, value: list[str]) -> list[str]:
+        if any(0xD800 <= ord(c) < 0xE000 for breaker in value for c in breaker):
+            raise ValueError("half of a surrogate pair is not a character")
+        return value
+
+    @field_validator("json_schema")
+    @classmethod
+    def _one_constraint(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("grammar") is not None:
             raise ValueError("grammar and json_schema exclude each other")
-        return self
+        return value
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -154,11 +168,12 @@ class ChatRequest(Generation):
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _logprobs_on(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _logprobs_on(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("logprobs") is False:
+            raise ValueError("needs logprobs: true")
+        return value
 
 
 class CompletionRequest(Generation):

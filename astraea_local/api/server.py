@@ -73,7 +73,8 @@ async def serve(
 ) -> None:
     """Serves until SIGINT or SIGTERM; a second one cuts draining short.
 
-    Raises `EngineStartError` and `ModelLoadError`. `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
+    `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
+    Raises `EngineStartError` and `ModelLoadError`.
     """
     text = TextModel(model_path)
     engine = Engine(EngineSpec(profile, model_path, log_level), on_progress=on_progress)

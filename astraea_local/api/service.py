@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import Request
 
@@ -43,6 +44,11 @@ class Call:
     prompt: Tokens
     handles: list[Handle]
     finished: dict[int, Finished] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer: its job, whose name is percent-encoded where it is not ASCII."""
+        return {"X-Astraea-Job": "".join(c if c.isascii() else quote(c) for c in self.identity.job)}
 
     @property
     def usage(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ def stream(
     call: Call,
     chunks: Chunks,
     usage_chunk: Callable[[], dict[str, Any]] | None,
-    headers: dict[str, str],
 ) -> EventSourceResponse:
     """An event stream; `chunks` turns an event of a choice into chunk objects.
 
@@ -46,7 +45,7 @@ def stream(
 
     return EventSourceResponse(
         events(),
-        headers=headers,
+        headers=call.headers,
         ping=service.profile.server.keepalive_s,
         ping_message_factory=comment,
         sep="\n",

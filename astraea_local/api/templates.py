@@ -36,7 +36,13 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
-        self._template = environment.from_string(source or _CHATML)
+        self._template: jinja2.Template | None = None
+        self._fault = ""
+        try:
+            self._template = environment.from_string(source or _CHATML)
+        except jinja2.TemplateSyntaxError as error:
+            # Text can still be completed, so the model is served all the same.
+            self._fault = f"line {error.lineno}: {error.message}"
         self._knows_calls = "tool_calls" in (source or "")
         self._specials = {"bos_token": bos, "eos_token": eos}
 
@@ -49,19 +55,24 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The prompt text. Raises `ApiError` when the template refuses the conversation."""
+        if self._template is None:
+            text = f"messages: the model's chat template is not valid ({self._fault}): use /v1/completions"
+            raise ApiError(400, text, param="messages", code="invalid_chat_template")
         try:
             return self._template.render(
-                messages=[self._plain(m) for m in messages],
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                **self._specials,
-                **{k: v for k, v in (extra or {}).items() if k not in ("messages", "tools", *self._specials)},
+                {
+                    **(extra or {}),
+                    **self._specials,
+                    "messages": [self._plain(m) for m in messages],
+                    "tools": tools,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
         except jinja2.TemplateError as error:
             raise ApiError(
                 400, f"messages: the model's chat template refuses them: {error.message}", param="messages"
             ) from error
-        except (TypeError, KeyError, ValueError, ArithmeticError, RecursionError) as error:
+        except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise ApiError(
                 400, f"messages: the model's chat template fails on them: {error}", param="messages"
             ) from error

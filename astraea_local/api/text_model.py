@@ -62,10 +62,18 @@ class TextModel:
             if request.grammar is None:
                 return None
             return self._checked(request.grammar, "grammar")
+        if schema is False:
+            text = f"{param}: the schema false allows no answer"
+            raise ApiError(400, text, param=param, code="invalid_json_schema")
+        if schema is True:
+            schema = {}
         try:
             jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(
                 schema
             )
+        except RecursionError as error:
+            text = f"{param}: the schema is nested too deeply"
+            raise ApiError(400, text, param=param, code="invalid_json_schema") from error
         except SchemaError as error:
             where = ".".join(str(p) for p in error.absolute_path)
             text = f"{param}: not a valid JSON schema{f' at {where}' if where else ''}: {error.message}"
@@ -79,6 +87,9 @@ class TextModel:
     def _checked(self, gbnf: str, param: str) -> str:
         try:
             Grammar(self.vocab, gbnf).close()
+        except UnicodeEncodeError as error:
+            text = f"{param}: half of a surrogate pair is not a character"
+            raise ApiError(400, text, param=param, code="invalid_grammar") from error
         except BindingError as error:
             raise ApiError(400, f"{param}: {error}", param=param, code="invalid_grammar") from error
         return gbnf

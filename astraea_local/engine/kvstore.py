@@ -14,6 +14,7 @@ from astraea_local.engine.slots import common_prefix
 
 _ROUND_TO = 1 << 20
 _HEADROOM = 1.25
+_LARGEST = 2
 
 
 class BufferArena:
@@ -26,13 +27,14 @@ class BufferArena:
 
     def acquire(self, size: int) -> Bytes | None:
         """A buffer of at least `size` bytes, or None when the budget does not allow one."""
-        fitting = [b for b in self._free if len(b) >= size]
+        want = -(-int(size * _HEADROOM) // _ROUND_TO) * _ROUND_TO
+        # One that is much too large would be lost to the large states for as long as the small one stays.
+        fitting = [b for b in self._free if size <= len(b) <= _LARGEST * want]
         if fitting:
             best = min(fitting, key=len)
             self._free = [b for b in self._free if b is not best]
             return best
-        want = -(-int(size * _HEADROOM) // _ROUND_TO) * _ROUND_TO
-        # Too small ones are of no use to this caller: give them back before saying no.
+        # The others are of no use to this caller: give them back before saying no.
         while self._free and self.allocated + want > self.budget:
             self.allocated -= len(self._free.pop())
         if self.allocated + want > self.budget:

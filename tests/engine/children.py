@@ -1,0 +1,46 @@
+"""Children for the supervisor's tests: the real engine, with something going wrong in it."""
+
+import os
+from multiprocessing.connection import Connection
+
+from astraea_local.engine import worker
+from astraea_local.engine.core import EngineCore
+from astraea_local.engine.messages import Submit
+from astraea_local.engine.worker import EngineSpec
+
+FLAG = "ASTRAEA_TEST_FLAG"
+
+
+def asserts_once(spec: EngineSpec, connection: Connection) -> None:
+    """The first child runs into a real assert of llama.cpp as soon as it is asked something."""
+    if not os.path.exists(os.environ[FLAG]):  # noqa: PTH110 - runs before anything is imported for it
+        original = EngineCore.submit
+
+        def submit(core: EngineCore, request: Submit) -> None:
+            with open(os.environ[FLAG], "w"):  # noqa: PTH123
+                pass
+            original(core, request)
+            core.step()
+            # Partial copies between streams are what llama.cpp forbids by an assert.
+            core.context.seq_cp(0, 1, 0, 1)
+
+        EngineCore.submit = submit  # type: ignore[method-assign, assignment]
+    worker.main(spec, connection)
+
+
+def always_asserts(spec: EngineSpec, connection: Connection) -> None:
+    """Every child dies of every request."""
+    original = EngineCore.submit
+
+    def submit(core: EngineCore, request: Submit) -> None:
+        original(core, request)
+        os.abort()
+
+    EngineCore.submit = submit  # type: ignore[method-assign, assignment]
+    worker.main(spec, connection)
+
+
+def never_starts(spec: EngineSpec, connection: Connection) -> None:
+    """Dies before it says anything."""
+    del spec, connection
+    os._exit(3)
