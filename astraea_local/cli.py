@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -41,6 +42,8 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 # Names come from files and clients: what looks like markup in them is none.
 _out = Console(markup=False, emoji=False)
+_TELL_S = 2.0
+
 _err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -204,6 +207,16 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
         if (line := idle_gpu()) is not None:
             _err.print(f"warning: {line}", soft_wrap=True)
 
+    told_at = time.monotonic()
+
+    def loading(share: float) -> None:
+        nonlocal told_at
+        progress.update(bar, completed=share)
+        # Without a terminal there is no bar: a line now and then, when it takes long enough to wonder.
+        if not _err.is_terminal and time.monotonic() - told_at > _TELL_S:
+            told_at = time.monotonic()
+            _err.print(f"loading {path.name}: {share:.0%}")
+
     try:
         sock = server.listen(profile.server)
         with _progress("loading model") as progress:
@@ -213,7 +226,7 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
                     profile,
                     path,
                     sock,
-                    on_progress=lambda share: progress.update(bar, completed=share),
+                    on_progress=loading,
                     on_ready=ready,
                     log_level=level,
                 )

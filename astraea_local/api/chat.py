@@ -30,7 +30,10 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
         return stream(service, call, form.chunks, usage)
-    answers = await until_disconnect(request, service.answers(call))
+    try:
+        answers = await until_disconnect(request, service.answers(call))
+    finally:
+        service.close(call)
     if answers is None:
         return Response(status_code=499)
     choices = [

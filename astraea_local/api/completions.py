@@ -36,7 +36,10 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
         return stream(service, call, form.chunks, usage)
-    answers = await until_disconnect(request, service.answers(call))
+    try:
+        answers = await until_disconnect(request, service.answers(call))
+    finally:
+        service.close(call)
     if answers is None:
         return Response(status_code=499)
     choices = [

@@ -44,6 +44,7 @@ class Call:
     prompt: Tokens
     handles: list[Handle]
     finished: dict[int, Finished] = field(default_factory=dict)
+    closed: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -186,7 +187,7 @@ class Service:
         finally:
             for task in tasks:
                 task.cancel()
-            self._close(call, outcome)
+            self.close(call, outcome)
 
     async def answers(self, call: Call) -> list[Answer]:
         """All choices, complete. Raises `ApiError`."""
@@ -200,7 +201,11 @@ class Service:
             Answer("".join(texts[i]), call.finished[i], tuple(logprobs[i])) for i in range(len(call.handles))
         ]
 
-    def _close(self, call: Call, outcome: str) -> None:
+    def close(self, call: Call, outcome: str = "cancelled") -> None:
+        """Ends what still runs of a call; needed also where nobody ever asked for its events."""
+        if call.closed:
+            return
+        call.closed = True
         for handle in call.handles:
             self.engine.cancel(handle)
         first = call.finished.get(0)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.background import BackgroundTask
 
 from astraea_local.api.errors import ApiError
 from astraea_local.api.service import Call, Service
@@ -48,5 +49,7 @@ def stream(
         headers=call.headers,
         ping=service.profile.server.keepalive_s,
         ping_message_factory=comment,
+        # A client that left before the first event never started the generator.
+        background=BackgroundTask(service.close, call),
         sep="\n",
     )

@@ -160,6 +160,9 @@ class EngineCore:
             self._execute(self._plan())
         outputs = self._fill_batch()
         if not len(self._batch):
+            # Nobody decodes, and those that prefill found no cell left.
+            if self._order:
+                self._pool_is_full()
             return
         decoding = sum(1 for _run, tokens, _index in outputs if len(tokens) == 1)
         prefilled = len(self._batch) - decoding
@@ -386,7 +389,7 @@ class EngineCore:
     def _pool_is_full(self) -> None:
         """llama.cpp found no cells and changed nothing: park someone, or end the one that is too large."""
         now = self.clock()
-        if self.placer.make_room(len(self._batch), now):
+        if self.placer.make_room(max(1, len(self._batch)), now):
             if self.table.unified:
                 return
             raise EngineFault("no room in a sequence that should have some")

@@ -176,7 +176,8 @@ def serve(core: EngineCore, pipe: Pipe) -> None:
             Frame(frames.build().model_dump_json().encode()),
         ]
     )
-    # A full collection in the middle of a step would be the longest stall of all.
+    # What exists now stays: collections in the middle of a step need not look at it again.
+    gc.collect()
     gc.freeze()
     next_frame = 0.0
     was_busy = False

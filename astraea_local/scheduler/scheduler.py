@@ -155,7 +155,9 @@ class Scheduler:
         preempt: list[Segment] = []
         if not admit and ready and len(running) >= width:
             preempt = self._victim(ready[0], running, ranks, view.speeds)
-            admit = [ready[0]] if preempt else []
+            room = None if view.room is None else view.room + sum(s.computed for s in preempt)
+            admit = self._fitting(ready, len(preempt), room, alone=len(running) == len(preempt))
+            preempt = preempt if admit else []
         after = [s for s in running if s not in preempt] + admit
         after.sort(key=lambda s: ranks[s.id])
 

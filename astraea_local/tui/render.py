@@ -17,7 +17,7 @@ def job_table(frame: StateFrame) -> Table:
     for name in ("AGENT", "STATE", "QUEUE", "TOKENS", "KV", "CALLS", "WAITED", "SINCE"):
         justify: Literal["left", "right"] = "right" if name in ("TOKENS", "CALLS") else "left"
         table.add_column(name, no_wrap=True, justify=justify, max_width=_WIDEST.get(name))
-    # The reason takes what is left of the line; without a ratio it would squeeze the other columns to nothing.
+    # The reason takes what is left of the line; without a ratio it would squeeze the others to nothing.
     table.add_column("REASON", overflow="ellipsis", no_wrap=True, ratio=1)
     for job in frame.jobs:
         cells = (

@@ -32,8 +32,8 @@ def narrow(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
     """A server with one slot, first come first served, that comments every 50 ms."""
     profile = tmp_path_factory.mktemp("narrow") / "narrow.toml"
     profile.write_text(
-        "[model]\ngpu_layers = 0\nthreads = 1\n[context]\nsize = 2048\nslots = 1\n"
-        '[scheduler]\npolicy = "fcfs"\n[server]\nkeepalive_s = 0.05\n'
+        "[model]\ngpu_layers = 0\nthreads = 1\n[context]\nsize = 512\nslots = 1\n"
+        '[kv]\nlayout = "per_slot"\n[scheduler]\npolicy = "fcfs"\n[server]\nkeepalive_s = 0.05\n'
     )
     return start_server("--profile", str(profile))
 
@@ -249,7 +249,7 @@ def test_a_job_may_have_any_name(server: Server) -> None:
         answer = httpx.post(f"{server.base_url}/chat/completions", json=body | form, timeout=60)
         assert answer.status_code == 200
         assert answer.headers["x-astraea-job"] == "%E7%81%AF%E5%8F%B0"
-    assert "灯台" in {job.job for job in frame(server).jobs}
+    server.wait_until(lambda: "灯台" in {job.job for job in frame(server).jobs}, 10)
 
 
 def test_the_developer_speaks_as_the_system(client: OpenAI) -> None:
@@ -308,16 +308,16 @@ def test_null_means_not_set(client: OpenAI) -> None:
 def test_a_queued_stream_is_kept_alive(narrow: Server) -> None:
     """While a stream waits for a slot, comments say so; then it runs as if nothing had been."""
     url = f"{narrow.base_url}/chat/completions"
-    with httpx.Client(timeout=60) as http:
-        with http.stream("POST", url, json=LONG | {"stream": True}) as running:
-            next(line for line in running.iter_lines() if line.startswith("data:"))
-            short = {"messages": SEA, "max_tokens": 2, "temperature": 0, "stream": True}
-            with http.stream("POST", url, json=short) as waiting:
-                lines = waiting.iter_lines()
-                before = [next(line for line in lines if line) for _ in range(3)]
-                assert before == [": queued"] * 3
-                running.close()
-                data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    with httpx.Client(timeout=60) as http, http.stream("POST", url, json=LONG | {"stream": True}) as running:
+        alive = running.iter_lines()
+        next(line for line in alive if line.startswith("data:"))
+        short = {"messages": SEA, "max_tokens": 2, "temperature": 0, "stream": True}
+        with http.stream("POST", url, json=short) as waiting:
+            lines = waiting.iter_lines()
+            before = [next(line for line in lines if line) for _ in range(3)]
+            assert before == [": queued"] * 3
+            running.close()
+            data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert data[-1] == "[DONE]"
     assert json.loads(data[-2])["choices"][0]["finish_reason"] == "length"
 
@@ -331,7 +331,8 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, streamed: bool) -> 
     with httpx.Client(timeout=httpx.Timeout(60, read=60 if streamed else 1)) as http:
         if streamed:
             with http.stream("POST", url, json=LONG | {"stream": True}, headers=headers) as answer:
-                next(line for line in answer.iter_lines() if line.startswith("data:"))
+                alive = answer.iter_lines()
+                next(line for line in alive if line.startswith("data:"))
                 server.wait_until(lambda: runs(server, job))
         else:
             with pytest.raises(httpx.ReadTimeout):
@@ -342,8 +343,8 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, streamed: bool) -> 
 
 def test_the_context_bounds_an_answer(narrow: Server, tmp_path: Path) -> None:
     """Without a limit of its own an answer ends with `length` where the job's context ends."""
-    prompt = "word " * 2000
+    prompt = "word " * 420
     body = {"messages": [{"role": "user", "content": prompt}], "ignore_eos": True, "temperature": 0}
     answer = httpx.post(f"{narrow.base_url}/chat/completions", json=body, timeout=120).json()
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"]["total_tokens"] == 2048
+    assert answer["usage"]["total_tokens"] == 512

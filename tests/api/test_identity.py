@@ -118,7 +118,7 @@ def test_parent_priority_and_final_are_read(front: _Front) -> None:
 
 @pytest.mark.parametrize("value", ["10", "-10", "high", "", "1.5"])
 def test_a_bad_priority_is_refused_by_name(front: _Front, value: str) -> None:
-    with pytest.raises(ApiError, match="X-Astraea-Priority: .* from -9 to 9") as refused:
+    with pytest.raises(ApiError, match=r"X-Astraea-Priority: .* from -9 to 9") as refused:
         front.ask(_chat_prompt(1), {"X-Astraea-Priority": value})
     assert refused.value.status == 400
 

@@ -189,6 +189,14 @@ def test_a_full_pool_pauses_one_and_fails_none(harness: MakeHarness) -> None:
     assert h.finished(segments[0]).output[:8] == reference.ask("job0", _prompt(0, 200), 8).output
 
 
+def test_prompts_that_do_not_fit_together_are_computed_in_turn(harness: MakeHarness) -> None:
+    """Unified: none of them fails, though any two of them are more than the pool."""
+    h = harness(kv__layout="unified", scheduler__policy="astraea", retention__ram_mib=0)
+    segments = [h.submit(f"job{i}", _prompt(i, 620), 30) for i in range(4)]
+    h.run()
+    assert [h.finished(s).output_tokens for s in segments] == [30] * 4
+
+
 def test_a_preempted_segment_loses_nothing(harness: MakeHarness) -> None:
     """A short segment takes the only slot from a long one, which then goes on where it was."""
     changes = {

@@ -125,16 +125,20 @@ class _Rig:
         self.batch.close()
         self.context.close()
 
-    def decode(self, sequence: Sequence, tokens: Tokens) -> Logits | None:
-        """Computes and records tokens at the end of a sequence; None when the pool was full."""
+    def fits(self, sequence: Sequence, tokens: Tokens) -> bool:
+        """Computes and records tokens at the end of a sequence; False when llama.cpp found no room."""
         self.batch.clear()
-        last = self.batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=True)
+        self._last = self.batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=True)
         code = self.context.decode(self.batch)
         assert code in (0, 1)
-        if code == 1:
-            return None
-        self.table.append(sequence, tokens)
-        return self.context.logits(last).copy()
+        if code == 0:
+            self.table.append(sequence, tokens)
+        return code == 0
+
+    def decode(self, sequence: Sequence, tokens: Tokens) -> Logits:
+        """Computes tokens for which there is room; returns the logits after the last."""
+        assert self.fits(sequence, tokens)
+        return self.context.logits(self._last).copy()
 
 
 def _tokens(count: int, seed: int = 0) -> Tokens:
@@ -248,19 +252,19 @@ def test_a_full_unified_pool_is_full_in_the_ledger_too(model: Model) -> None:
         rig.decode(first, prefix)
         for number, sequence in enumerate(others[:5]):
             rig.table.copy(first, sequence, len(prefix))
-            assert rig.decode(sequence, _tokens(30, number)) is not None
+            assert rig.fits(sequence, _tokens(30, number))
         assert rig.table.cells_free == 256 - 100 - 5 * 30 == 6
         last = others[5]
         rig.table.copy(first, last, len(prefix))
-        assert rig.decode(last, _tokens(7)) is None
-        assert rig.decode(last, _tokens(6)) is not None
+        assert not rig.fits(last, _tokens(7))
+        assert rig.fits(last, _tokens(6))
         assert rig.table.cells_free == 0
         rig.table.clear(first)
         assert rig.table.cells_free == 0
-        assert rig.decode(others[0], _tokens(1)) is None
+        assert not rig.fits(others[0], _tokens(1))
         rig.table.clear(others[0])
         assert rig.table.cells_free == 30
-        assert rig.decode(others[1], _tokens(30)) is not None
+        assert rig.fits(others[1], _tokens(30))
 
 
 _STEPS = st.tuples(st.sampled_from(["decode", "decode", "copy", "trim"]), _SEQS, _SEQS, st.integers(1, 90))
@@ -280,5 +284,5 @@ def test_the_ledger_knows_when_llama_decode_has_no_room(
                 rig.table.copy(source, sequence, min(count, len(source.tokens)))
             elif what == "decode":
                 has_room = rig.table.cells_free >= count
-                assert (rig.decode(sequence, _tokens(count)) is not None) == has_room
+                assert rig.fits(sequence, _tokens(count)) == has_room
             assert rig.context.seq_end(index) == len(sequence.tokens)

@@ -80,9 +80,9 @@ def _lines(frame: StateFrame, width: int = 100) -> list[str]:
 
 def test_one_line_for_each_job() -> None:
     frame = _frame(
-        _job(),
+        _job(reason="Q0, ratio 1.3: waited 12.3 s, needs 10.1 s"),
         _job(
-            job="tests",
+            job="review",
             state="waiting",
             tool="bash",
             kv="ram",
@@ -95,10 +95,10 @@ def test_one_line_for_each_job() -> None:
         ),
         _job(job="new", state="queued", kv="none", kv_tokens=0, queue=2, segments=0, reason="waits"),
     )
-    assert _lines(frame) == [
+    assert _lines(frame, 87) == [
         "AGENT   STATE          QUEUE TOKENS KV        CALLS WAITED SINCE REASON",
-        "coder-1 decode         Q0      1234 slot 1200     3 12s    0.4s  Q0, ratio 1.3: waited 12.3 s, need…",
-        "tests   waiting (bash) Q0     45678 ram 45678    12 1m15   1h06",
+        "coder-1 decode         Q0      1234 slot 1200     3 12s    0.4s  Q0, ratio 1.3: waited…",
+        "review  waiting (bash) Q0     45678 ram 45678    12 1m15   1h06",
         "new     queued         Q2      1234 -             0 12s    0.4s  waits",
     ]
 

@@ -3,12 +3,14 @@
 Queues are those of the job, by attained token cost. Inside a queue the highest response ratio goes
 first: (W + T) / T with W the job's accumulated waiting time and T the predicted remaining service of this
 segment, in which cached tokens count nothing. Waiting raises a segment through every queue, not only out
-of the last, so that no segment waits for ever.
+of the last; beyond a ratio that outweighs every queue it is overdue, and the overdue go by arrival. So
+nothing that comes later passes it any more, and no segment waits for ever.
 """
 
 import math
 from typing import ClassVar
 
+from astraea_local.profile import SchedulerSettings
 from astraea_local.scheduler.job import Job, Segment
 from astraea_local.scheduler.policies.base import Policy, Rank
 from astraea_local.scheduler.predictor import Speeds, service_s
@@ -21,11 +23,17 @@ class Astraea(Policy):
     name: ClassVar[str] = "astraea"
     preempts: ClassVar[bool] = True
 
+    def __init__(self, settings: SchedulerSettings) -> None:
+        super().__init__(settings)
+        self._overdue = settings.aging_ratio ** (len(settings.level_tokens) + 1)
+
     def level(self, job: Job) -> int:
         return sum(job.attained > threshold for threshold in self.settings.level_tokens)
 
     def rank(self, segment: Segment, job: Job, now: float, speeds: Speeds) -> Rank:
         score = self._ratio(segment, job, now, speeds)
+        if score >= self._overdue:
+            return Rank(0, -self._overdue, segment.arrived, segment.id)
         raised = int(math.log(score, self.settings.aging_ratio))
         level = max(0, self.level(job) - job.priority - raised)
         return Rank(level, -score, segment.arrived, segment.id)
