@@ -1,6 +1,7 @@
 """Tokenizer, chat template and grammars in the front: a vocabulary-only load of the model."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from astraea_local.api.errors import ApiError
 from astraea_local.api.schemas import ChatRequest, Generation, Message
 from astraea_local.api.templates import ChatTemplate
 from astraea_local.engine.binding import BindingError, Grammar, Model, Tokens, schema_to_gbnf
+
+# llama.cpp reads groups and rules recursively: far deeper ones overflow the stack of the whole process.
+_MAX_NESTING = 5000
 
 
 class TextModel:
@@ -85,6 +89,9 @@ class TextModel:
         return self._checked(gbnf, param)
 
     def _checked(self, gbnf: str, param: str) -> str:
+        if _nesting(gbnf) > _MAX_NESTING:
+            text = f"{param}: nested too deeply; a maxLength or maxItems is perhaps too large"
+            raise ApiError(400, text, param=param, code="invalid_grammar")
         try:
             Grammar(self.vocab, gbnf).close()
         except UnicodeEncodeError as error:
@@ -119,3 +126,12 @@ def _schema_of(request: Generation) -> tuple[str, Any]:
         if form.json_schema is not None:
             return "response_format.json_schema.schema", form.json_schema.json_schema
     return "json_schema", request.json_schema
+
+
+def _nesting(gbnf: str) -> int:
+    """A bound on how deeply a grammar's groups, or its rules in one another, can be nested."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[()]", gbnf):
+        depth += 1 if bracket == "(" else -1
+        deepest = max(deepest, depth)
+    return max(deepest, gbnf.count("::="))

@@ -205,7 +205,9 @@ class EngineCore:
                 source = self.placer.find(run.context.view(), run.request.job)
                 self.scheduler.set_cached(run.request.segment, source.length, self._restore_s(source.holder))
         deferred = frozenset(r.request.segment for r in waiting if self._prefix_is_coming(r))
-        room = self.table.cells_total - self._cells_running() if self.table.unified else None
+        # What the running ones have still to prefill is spoken for as well.
+        taken = sum(len(r.context) for r in self.runs.values() if r.sequence is not None)
+        room = max(0, self.table.cells_total - taken) if self.table.unified else None
         return self.scheduler.plan(now, View(self.meter.speeds, room, deferred))
 
     def _execute(self, plan: Plan) -> None:

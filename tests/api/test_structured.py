@@ -193,3 +193,23 @@ def test_a_deep_schema_is_refused(server: Server) -> None:
     answer = chat(server, json_schema=schema)
     assert answer.status_code == 400
     assert "nested too deeply" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grammar": f'root ::= {"(" * 20_000}"a"{")" * 20_000}'},
+        {
+            "grammar": "root ::= r0\n"
+            + "".join(f"r{i} ::= r{i + 1}\n" for i in range(50_000))
+            + 'r50000 ::= "a"'
+        },
+        {"json_schema": {"type": "string", "maxLength": 50_000}},
+    ],
+)
+def test_a_deep_grammar_is_refused(server: Server, settings: dict[str, Any]) -> None:
+    """llama.cpp would overflow its stack on these, and take the server along."""
+    answer = chat(server, **settings)
+    assert answer.status_code == 400
+    assert "nested too deeply" in answer.json()["error"]["message"]
+    assert server.healthy()

@@ -153,7 +153,7 @@ def test_fcfs_admits_strictly_in_order_of_arrival(
 def _bound_s(executor: Executor, number: int, before: list[int]) -> float:
     """The longest that segment may wait when those in `before` are all that can be ahead of it."""
     settings_ = executor.scheduler.settings
-    overdue = settings_.aging_ratio ** (len(settings_.level_tokens) + 1)
+    overdue = settings_.aging_ratio**2
     segment = executor.scheduler.segments[number]
     slots, speeds = executor.scheduler.slots, executor.speeds
     steps = sum(_LONGEST_PROMPT + executor.outputs[other] for other in before)
@@ -181,10 +181,10 @@ def test_no_stream_of_short_segments_keeps_a_long_one_waiting(
     history_s: float,
     priority: int,
 ) -> None:
-    """A segment with predicted service T waits at most (a^(q+1) - 1) T and the work then ahead of it.
+    """A segment with predicted service T waits at most (a^2 - 1) T and the work then ahead of it.
 
-    a is `aging_ratio`, q the number of `level_tokens`. After waiting (a^(q+1) - 1) T its ratio is a^(q+1):
-    it is overdue, in the first queue, and of the overdue the first to arrive goes first. So from then on
+    a is `aging_ratio`. After waiting (a^2 - 1) T its own ratio is a^2: it is overdue, before all that are
+    not, and of the overdue the first to arrive goes first. So from then on
     nothing that came later is admitted before it. What is ahead are the segments that came before it and
     those that are running: each step does some of their work, in whatever order. That is independent of
     how many come later, how short they are, their priority, and how long their jobs waited in the past.
