@@ -16,7 +16,6 @@ from astraea_local.scheduler.policies.base import Policy, Rank
 from astraea_local.scheduler.predictor import Speeds, service_s
 from astraea_local.scheduler.width import best_width
 
-
 # Above every ratio that waiting can reach within the life of a server.
 _OVERDUE_SCORE = 1e12
 
