@@ -9,7 +9,7 @@ import pytest
 
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.binding import Context, Model
-from astraea_local.engine.core import EngineCore
+from astraea_local.engine.core import EngineCore, even_chunk
 from astraea_local.engine.messages import Cancel, Delta, Failed, Finished, Paused, Submit, ToFront
 from astraea_local.engine.sampling import SamplingParams
 from astraea_local.engine.worker import context_params
@@ -248,6 +248,19 @@ def test_parking_off_means_recomputing(harness: MakeHarness) -> None:
     assert again.cached_tokens == 0
     assert h.core.store.stats.parks == 0
     assert again.output == harness(context__slots=1, context__size=512).ask("x", longer).output
+
+
+def test_a_long_prompt_is_computed_in_equal_chunks() -> None:
+    """No short rest at the end, no chunk above the limit, and nothing left out."""
+    for pending in range(1, 700):
+        for most in (16, 64, 150, 512):
+            left, chunks = pending, []
+            while left:
+                chunks.append(even_chunk(left, most))
+                left -= chunks[-1]
+            assert max(chunks) <= most
+            assert max(chunks) - min(chunks) <= 1
+            assert len(chunks) == -(-pending // most)
 
 
 def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness) -> None:
