@@ -59,8 +59,6 @@ class JobRow(_Part):
     """Queue time of all its segments."""
     since_s: float
     """Seconds in the present state."""
-    tool: str | None = None
-    """Tool it waits for, when known."""
     reason: str = ""
     """Why the scheduler did what it did last."""
 

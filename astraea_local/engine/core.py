@@ -227,7 +227,10 @@ class EngineCore:
         now = self.clock()
         segment, job = run.request.segment, run.request.job
         began = time.perf_counter()
+        stats = self.store.stats
+        restored = (stats.restore_bytes, stats.restore_s)
         placed = self.placer.place(run.context.view(), job, now)
+        self.meter.observe_restore(stats.restore_bytes - restored[0], stats.restore_s - restored[1])
         self.step_time.kv_moves += time.perf_counter() - began
         if placed is None:
             return False

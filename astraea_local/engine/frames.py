@@ -115,7 +115,6 @@ class FrameBuilder:
             kv_tokens=kv_tokens,
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
-            tool=job.tool,
             reason=job.reason,
         )
 

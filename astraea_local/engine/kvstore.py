@@ -72,7 +72,6 @@ class StoreStats:
     evictions: int = 0
     park_s: float = 0.0
     restore_s: float = 0.0
-    park_bytes: int = 0
     restore_bytes: int = 0
 
 
@@ -116,7 +115,6 @@ class RamStore:
             return False
         self.snapshots.append(Snapshot(job, kept, buffer, written, now, useful))
         self.stats.parks += 1
-        self.stats.park_bytes += written
         self.stats.park_s += time.perf_counter() - started
         return True
 

@@ -62,7 +62,6 @@ class Job:
     parent: str | None = None
     priority: int = 0
     """Added to the level with opposite sign: +1 puts the job one queue higher."""
-    level: int = 0
     attained: int = 0
     """Token cost received: prefilled + decoded."""
     waited: float = 0.0
@@ -74,7 +73,6 @@ class Job:
     active: set[int] = field(default_factory=set)
     since: float = 0.0
     """When it last began to wait for its client."""
-    tool: str | None = None
     final: bool = False
     """The client said that no further request will come."""
     reason: str = ""

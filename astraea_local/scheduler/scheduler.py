@@ -87,7 +87,6 @@ class Scheduler:
         )
         self.segments[new.id] = segment
         job.active.add(new.id)
-        job.tool = None
         job.final = False
         return segment
 
@@ -99,7 +98,7 @@ class Scheduler:
         segment.output += output
         self.jobs[segment.job].attained += computed
 
-    def finish(self, now: float, segment_id: int, *, tool: str | None = None) -> Segment:
+    def finish(self, now: float, segment_id: int) -> Segment:
         """Takes a finished or cancelled segment out; its job now waits for its client."""
         segment = self.segments.pop(segment_id)
         job = self.jobs[segment.job]
@@ -108,7 +107,6 @@ class Scheduler:
         job.segments += 1
         job.output_tokens += segment.output
         job.since = now
-        job.tool = tool
         return segment
 
     def end_job(self, job_id: str) -> None:

@@ -8,7 +8,7 @@ from rich.text import Text
 from astraea_local.frame import JobRow, StateFrame
 
 # Columns whose text a client chooses.
-_WIDEST = {"AGENT": 20, "STATE": 16}
+_WIDEST = {"AGENT": 20}
 
 
 def job_table(frame: StateFrame) -> Table:
@@ -22,7 +22,7 @@ def job_table(frame: StateFrame) -> Table:
     for job in frame.jobs:
         cells = (
             job.job,
-            f"{job.state} ({job.tool})" if job.tool else job.state,
+            job.state,
             f"Q{job.queue}",
             str(job.tokens),
             kv_place(job),

@@ -307,12 +307,11 @@ def test_queue_time_is_what_passed_while_it_waited(policy: str) -> None:
     assert scheduler.segments[1].uncached == 1
     scheduler.started(19.0, 1, computed=30)
     scheduler.advance(1, computed=21, output=1)
-    ended = scheduler.finish(20.0, 1, tool="bash")
+    ended = scheduler.finish(20.0, 1)
     job = scheduler.jobs["a"]
     assert ended.waited_at(20.0) == job.waited == 7.0
-    assert (job.attained, job.segments, job.output_tokens, job.tool) == (71, 1, 2, "bash")
+    assert (job.attained, job.segments, job.output_tokens) == (71, 1, 2)
     scheduler.submit(30.0, NewSegment(2, "a", 60, 20))
-    assert job.tool is None
     scheduler.finish(32.5, 2)
     assert job.waited == 9.5
 

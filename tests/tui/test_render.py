@@ -84,7 +84,6 @@ def test_one_line_for_each_job() -> None:
         _job(
             job="review",
             state="waiting",
-            tool="bash",
             kv="ram",
             tokens=45678,
             kv_tokens=45678,
@@ -95,20 +94,20 @@ def test_one_line_for_each_job() -> None:
         ),
         _job(job="new", state="queued", kv="none", kv_tokens=0, queue=2, segments=0, reason="waits"),
     )
-    assert _lines(frame, 87) == [
-        "AGENT   STATE          QUEUE TOKENS KV        CALLS WAITED SINCE REASON",
-        "coder-1 decode         Q0      1234 slot 1200     3 12s    0.4s  Q0, ratio 1.3: waited…",
-        "review  waiting (bash) Q0     45678 ram 45678    12 1m15   1h06",
-        "new     queued         Q2      1234 -             0 12s    0.4s  waits",
+    assert _lines(frame, 80) == [
+        "AGENT   STATE   QUEUE TOKENS KV        CALLS WAITED SINCE REASON",
+        "coder-1 decode  Q0      1234 slot 1200     3 12s    0.4s  Q0, ratio 1.3: waited…",
+        "review  waiting Q0     45678 ram 45678    12 1m15   1h06",
+        "new     queued  Q2      1234 -             0 12s    0.4s  waits",
     ]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_long_names_and_reasons_leave_the_figures_readable(width: int) -> None:
-    long = _job(job="reviewer/" * 12, state="waiting", tool="web_search_" * 6, reason="because " * 40)
+    long = _job(job="reviewer/" * 12, state="waiting", reason="because " * 40)
     header, line = _lines(_frame(long), width)
     assert len(line) <= width
-    assert line.startswith("reviewer/reviewer/r… waiting (web_se… Q0")
+    assert line.startswith("reviewer/reviewer/r… waiting Q0")
     for value in ("1234", "slot 1200", "12s", "0.4s"):
         assert re.search(rf"(^| ){value}( |$)", line)
     for name in ("QUEUE", "TOKENS", "KV", "CALLS", "WAITED", "SINCE"):
