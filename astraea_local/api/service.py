@@ -102,11 +102,14 @@ class Service:
             raise ApiError(
                 503, f"the model is loading ({share})", code="loading", retry_after_s=_LOADING_RETRY_S
             )
-        if engine.in_flight + choices > self.profile.server.max_queue:
+        most = self.profile.server.max_queue
+        if choices > most:
+            raise ApiError(400, f"n: {choices} choices are more than server.max_queue ({most})", param="n")
+        if engine.in_flight + choices > most:
             raise ApiError(
                 429,
-                f"{engine.in_flight} requests are queued or running, server.max_queue is "
-                f"{self.profile.server.max_queue}: try again later",
+                f"{engine.in_flight} requests are queued or running, server.max_queue is {most}: "
+                "try again later",
                 code="queue_full",
                 retry_after_s=_BUSY_RETRY_S,
             )

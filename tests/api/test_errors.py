@@ -266,3 +266,11 @@ def test_a_full_queue_asks_to_come_back(small: Server) -> None:
             assert "server.max_queue is 1" in error["message"]
             assert int(answer.headers["retry-after"]) >= 1
         small.wait_until(lambda: client.post(CHAT, json=short).status_code == 200)
+
+
+def test_more_choices_than_the_queue_can_ever_hold(small: Server) -> None:
+    """Trying again would not help, so it is no 429."""
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2}
+    answer = httpx.post(f"{small.base_url}/chat/completions", json=body, timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "n"

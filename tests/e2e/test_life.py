@@ -122,15 +122,16 @@ def test_the_start_is_visible(demo_path: Path) -> None:
             env={**os.environ, "COLUMNS": "300"},
         )
         assert process.stderr is not None
-        line = process.stderr.readline().decode()
-        assert "SmolLM2-135M-Instruct.Q4_1" in line
-        assert "4 slots" in line
-        url = (
-            next(word for word in line.split() if word.startswith("http://"))
-            .removesuffix(":")
-            .removesuffix("/v1")
-        )
-        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        process.stderr.close()
+        try:
+            line = process.stderr.readline().decode()
+            assert "SmolLM2-135M-Instruct.Q4_1" in line
+            assert "4 slots" in line
+            url = next(word for word in line.split() if word.startswith("http://"))
+            url = url.removesuffix(":").removesuffix("/v1")
+            assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()

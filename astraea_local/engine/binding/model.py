@@ -73,6 +73,8 @@ class Model(Handle):
         if not self._pointer:
             reasons = [line for line in log.recent if "error" in line.lower() or "invalid" in line.lower()]
             reason = reasons[0].split(": ", 1)[-1] if reasons else "llama.cpp gave no reason"
+            if "corrupted or incomplete" in reason or "failed to load model from" in reason:
+                reason += "; the file may be cut off: download it again"
             raise ModelLoadError(f"{path}: llama.cpp cannot load this model: {reason}")
         self.path = path
         self.offloaded = _offloaded(log.recent)
