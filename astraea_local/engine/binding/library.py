@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from types import TracebackType
 from typing import Any, Self
@@ -73,14 +74,14 @@ def start_backend() -> None:
     lib.llama_backend_init()
 
 
-class Handle:
+class Handle(ABC):
     """A C object freed once, by `close` or at the end of a `with` block."""
 
     _pointer: Any = None
 
+    @abstractmethod
     def close(self) -> None:
         """Frees the C object; a second call does nothing."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
