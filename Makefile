@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests want torch's CPU build; an index that has it can be given with PIP_EXTRA_INDEX_URL.
+TORCH ?= torch==2.13.0
 
 .PHONY: serve test lint format clean help
 
@@ -40,5 +42,6 @@ $(VENV)/.stamp-demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 	@echo "installing; the first time compiles llama.cpp, which takes several minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -q '$(TORCH)'
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[test]'
 	@touch $@ $(VENV)/.stamp-demo

@@ -1,4 +1,4 @@
-"""The command line: `astraea-local serve | ps | profiles | doctor`."""
+"""The command line: serving, watching, measuring, profiles."""
 
 import asyncio
 import json
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from astraea_local import __version__
+from astraea_local import __version__, calibration
 from astraea_local import profile as profiles
+from astraea_local.bench.commands import bench_app
 from astraea_local.frame import StateFrame
 from astraea_local.model_source import ModelSourceError, resolve
 from astraea_local.profile import Profile, ProfileError
@@ -35,7 +36,15 @@ profiles_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+predictor_app = typer.Typer(
+    help="How well output lengths and tool waits are predicted.",
+    epilog="Example: astraea-local predictor report",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(profiles_app, name="profiles")
+app.add_typer(predictor_app, name="predictor")
+app.add_typer(bench_app, name="bench")
 
 DEFAULT_PROFILE = "smollm2-cpu"
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -82,7 +91,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU; -1 = all.")] = None,
     kv_layout: Annotated[str | None, typer.Option(help="auto, per_slot or unified.")] = None,
-    policy: Annotated[str | None, typer.Option(help="astraea or fcfs.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Who runs next; see `policy`.")] = None,
     no_tui: Annotated[bool, typer.Option("--no-tui", help="Plain log lines instead of the UI.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, llama.cpp included.")] = False,
 ) -> None:
@@ -104,13 +113,7 @@ def serve(
         "server.host": host,
         "server.port": port,
     }
-    try:
-        settings = profiles.override(
-            profiles.load(profile), {k: v for k, v in changes.items() if v is not None}
-        )
-        path = _fetch(settings.model.source)
-    except (ProfileError, ModelSourceError) as error:
-        _fail(str(error))
+    settings, path = _settle(profile, changes)
     _run(settings, path, verbose=verbose)
 
 
@@ -136,6 +139,104 @@ def ps(
         typer.echo(frame.model_dump_json(indent=2))
     else:
         _out.print(job_table(frame))
+
+
+@app.command(epilog="Example: astraea-local policy fcfs")
+def policy(
+    name: Annotated[str | None, typer.Argument(help="Without it the policies are listed.")] = None,
+    url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Shows or changes the scheduling policy of a running server."""
+    import httpx
+
+    where = f"{url.rstrip('/')}/astraea/v1/policy"
+    try:
+        if name is not None:
+            httpx.post(where, json={"policy": name}, timeout=5).raise_for_status()
+        answer = httpx.get(where, timeout=5).raise_for_status().json()
+    except httpx.HTTPStatusError as error:
+        _fail(_message_of(error.response))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"no server answers at {url} ({error}): start one with `astraea-local serve`", code=1)
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    table = Table("", "POLICY", "WHAT IT DOES", box=None)
+    for known in answer["policies"]:
+        mark = "*" if known["name"] == answer["policy"] else ""
+        table.add_row(mark, known["name"], known["summary"])
+    _out.print(table)
+
+
+@app.command(epilog="Example: astraea-local calibrate --model qwen3-8b-q4_k_m.gguf --ctx 32768")
+def calibrate(
+    profile: ProfileName = DEFAULT_PROFILE,
+    model: Annotated[str | None, typer.Option(help="A GGUF file.")] = None,
+    ctx: Annotated[int | None, typer.Option(help="KV cells in total.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Segments running at the same time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    kv_layout: Annotated[str | None, typer.Option(help="auto, per_slot or unified.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU; -1 = all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to measure.")] = calibration.BUDGET_S,
+    as_json: AsJson = False,
+) -> None:
+    """Measures a model on this machine; `serve` with the same settings then plans by it."""
+    from astraea_local.engine.calibrate import CalibrationError, run
+    from astraea_local.engine.worker import EngineSpec
+
+    changes = {
+        "model.source": model,
+        "model.threads": threads,
+        "model.gpu_layers": gpu_layers,
+        "context.size": ctx,
+        "context.slots": slots,
+        "kv.layout": kv_layout,
+    }
+    settings, path = _settle(profile, changes)
+    try:
+        with _progress("calibrating") as progress:
+            bar = progress.add_task(path.name, total=1.0)
+            found = run(
+                EngineSpec(settings, path),
+                lambda share, what: progress.update(bar, completed=share, description=what),
+                budget_s=seconds,
+            )
+        stored = calibration.save(found)
+    except CalibrationError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"the calibration cannot be stored: {error}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    table = Table(box=None, show_header=False)
+    for what, figure in calibration.summary(found):
+        table.add_row(what, figure)
+    _out.print(table)
+    _out.print(f"stored in {stored}", soft_wrap=True)
+
+
+@predictor_app.command("report", epilog="Example: astraea-local predictor report --json")
+def predictor_report(
+    model: Annotated[str | None, typer.Option(help="Only this model's segments.")] = None,
+    path: Annotated[Path | None, typer.Option("--history", help="Another history file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compares the learned with the empirical predictions on the last fifth of the recorded segments."""
+    from astraea_local import history
+    from astraea_local.learning.report import as_dict, render, report
+
+    try:
+        found = report(path or history.default_path(), model)
+    except history.HistoryError as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(as_dict(found), indent=2))
+    else:
+        _out.print(render(found))
 
 
 @profiles_app.command("list", epilog="Example: astraea-local profiles list")
@@ -204,6 +305,10 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
             f"policy {profile.scheduler.policy}",
             soft_wrap=True,
         )
+        if not facts.calibrated:
+            _err.print(
+                "not calibrated: planning by a brief measurement; see `astraea-local calibrate --help`"
+            )
         if (line := idle_gpu()) is not None:
             _err.print(f"warning: {line}", soft_wrap=True)
 
@@ -236,6 +341,17 @@ def _run(profile: Profile, path: Path, *, verbose: bool) -> None:
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     _err.print("stopped")
+
+
+def _settle(profile: str, changes: dict[str, Any]) -> tuple[Profile, Path]:
+    """The profile with what was given on the command line (not None), and its model's file."""
+    try:
+        settings = profiles.override(
+            profiles.load(profile), {k: v for k, v in changes.items() if v is not None}
+        )
+        return settings, _fetch(settings.model.source)
+    except (ProfileError, ModelSourceError) as error:
+        _fail(str(error))
 
 
 def _fetch(source: str) -> Path:

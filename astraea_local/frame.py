@@ -46,6 +46,14 @@ class JobRow(_Part):
     job: str
     parent: str | None = None
     state: JobState
+    kind: str = ""
+    """Family of jobs that begin alike; their history predicts this one."""
+    bound: Literal["-", "io", "compute"] = "-"
+    """What it spends its time on by its behaviour so far: tools or the model."""
+    tool: str = ""
+    """The tool it waits for or came back from, when its name is known."""
+    tool_s: float = 0.0
+    """Time in its tools so far."""
     queue: int
     """Level of its multi-level queue, 0 first."""
     tokens: int

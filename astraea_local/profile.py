@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-PolicyName = Literal["astraea", "fcfs"]
+PolicyName = Literal["astraea", "astraea_paper", "fcfs", "sjf", "hrrn", "mlfq", "plas", "continuum"]
 
 
 class ProfileError(Exception):
@@ -72,21 +72,31 @@ class KvSettings(_Section):
 
 class SchedulerSettings(_Section):
     policy: PolicyName = "astraea"
-    """Which segment runs next: `astraea` (Stateful-MLFQ + HRRN) or `fcfs`."""
+    """Which segment runs next; `astraea-local policy --help` says what each does."""
     max_step_ms: float = Field(default=250.0, gt=0)
     """Longest step, in milliseconds, that a prefill may cause while others decode."""
     level_tokens: tuple[int, ...] = Field(default=(8192, 32768, 131072), strict=False)
     """Attained token cost at which a job falls to the next queue; one more queue than numbers."""
     aging_ratio: float = Field(default=8.0, gt=1)
-    """Response ratio (waited + service) / service at which a segment counts one queue higher."""
-    preempt_factor: float = Field(default=3.0, gt=1)
+    """Its square times its service, plus thrice the queue, is how long a segment waits before it is urgent."""
+    head_start_s: float = Field(default=20.0, ge=0)
+    """Seconds of waiting that each segment is credited with; 0 = by response ratio, large = by least work."""
+    preempt_factor: float = Field(default=2.0, gt=1)
     """A waiting segment may take a slot when its score beats the running one's by this factor."""
     min_quantum_tokens: int = Field(default=64, ge=1)
     """Tokens a segment receives before it may be preempted."""
-    predicted_output_tokens: int = Field(default=160, ge=1)
-    """Output length assumed for a segment of which nothing is known."""
+    paper_quota_tokens: tuple[int, ...] = Field(default=(512, 1024, 2048), strict=False)
+    """`astraea_paper` and `mlfq`: token quota of each queue but the last."""
+    paper_aging_ratio: float = Field(default=8.0, gt=1)
+    """`astraea_paper`: response ratio at which a job of the last queue returns to the first."""
+    paper_refill: bool = True
+    """`astraea_paper`: whether slots freed by a batch are refilled at once, or only when all of it ended."""
+    paper_watermark: float = Field(default=0.8, gt=0, le=1)
+    """`astraea_paper`: share of the KV cells in use from which idle KV is no longer simply kept."""
+    predicted_output_tokens: int = Field(default=80, ge=1)
+    """Median output length assumed of jobs of which nothing is known."""
 
-    @field_validator("level_tokens")
+    @field_validator("level_tokens", "paper_quota_tokens")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(b <= a for a, b in pairwise(value)) or any(v <= 0 for v in value):
@@ -99,6 +109,13 @@ class RetentionSettings(_Section):
     """Budget for KV states parked in host memory, MiB; 0 turns parking off (states are recomputed)."""
     min_tokens: int = Field(default=64, ge=1)
     """Shorter contexts are recomputed instead of parked."""
+
+
+class PredictionSettings(_Section):
+    history: bool = True
+    """Keep lengths, times and tool names (no text) of all segments in SQLite, and learn from them."""
+    learned: bool = True
+    """Where torch is installed, train a model on the history while idle, and use it if it predicts better."""
 
 
 class ServerSettings(_Section):
@@ -131,6 +148,8 @@ class Profile(_Section):
     """Form of the KV cache."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Who runs next."""
+    prediction: PredictionSettings = PredictionSettings()
+    """How lengths and waits are predicted."""
     retention: RetentionSettings = RetentionSettings()
     """What happens to KV that is not being used."""
     server: ServerSettings = ServerSettings()

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ import pytest
 from astraea_local.bench import random_model
 from astraea_local.engine.binding import Model
 from astraea_local.model_source import resolve
+
+# Servers under test must neither read nor write what the user's own have learned.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="astraea-state-")
 
 _START_S = 120.0
 _STOP_S = 30.0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from astraea_local.engine.sampling import DRY_BREAKERS
+from astraea_local.profile import PolicyName
 
 _MAX_STOPS = 16
 _MAX_CHOICES = 16
@@ -59,6 +60,10 @@ class Message(_Body):
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text or "" for part in self.content)
+
+
+class PolicyRequest(_Body):
+    policy: PolicyName
 
 
 class StreamOptions(_Body):

@@ -10,9 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from astraea_local.api.errors import ApiError
-from astraea_local.api.schemas import DetokenizeRequest, TokenizeRequest
+from astraea_local.api.schemas import DetokenizeRequest, PolicyRequest, TokenizeRequest
 from astraea_local.api.service import Service
 from astraea_local.frame import StateFrame
+from astraea_local.scheduler.policies import POLICIES
 
 router = APIRouter()
 
@@ -105,6 +106,21 @@ async def events(request: Request) -> EventSourceResponse:
             await service.engine.next_frame(_FRAME_WAIT_S)
 
     return EventSourceResponse(frames(), sep="\n")
+
+
+@router.get("/astraea/v1/policy")
+async def policies(request: Request) -> dict[str, Any]:
+    """The scheduling policy in force, and all there are."""
+    known = [{"name": name, "summary": policy.summary} for name, policy in POLICIES.items()]
+    return {"policy": _service(request).engine.policy, "policies": known}
+
+
+@router.post("/astraea/v1/policy")
+async def set_policy(request: Request, body: PolicyRequest) -> dict[str, str]:
+    """Goes on with another policy; what runs goes on running, what waits is ordered anew."""
+    engine = _service(request).engine
+    engine.set_policy(body.policy)
+    return {"policy": engine.policy}
 
 
 def _current(service: Service) -> StateFrame:

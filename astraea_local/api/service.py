@@ -14,6 +14,7 @@ from astraea_local.api.identity import Identity, JobBook
 from astraea_local.api.metrics import Metrics
 from astraea_local.api.schemas import ChatRequest, Generation
 from astraea_local.api.text_model import TextModel
+from astraea_local.api.tools import kind_of, returned_tool
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.messages import ChosenToken, Delta, Failed, Finished, Submit
 from astraea_local.engine.sampling import SamplingParams
@@ -150,6 +151,8 @@ class Service:
             stream=body.stream,
             parent=identity.parent,
             priority=identity.priority,
+            kind=kind_of(prompt),
+            tool=returned_tool(body.messages) if isinstance(body, ChatRequest) else "",
         )
         handles = [
             self.engine.submit(

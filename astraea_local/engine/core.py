@@ -6,23 +6,28 @@ resuming it is placing its tokens again, wherever their KV is by then.
 """
 
 import logging
-import math
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, Tokens
 from astraea_local.engine.kvstore import RamStore, Snapshot
-from astraea_local.engine.messages import Cancel, EndJob, Failed, Paused, Started, Submit, ToFront
+from astraea_local.engine.messages import Cancel, EndJob, Failed, Finished, Paused, Started, Submit, ToFront
 from astraea_local.engine.placement import Placer
-from astraea_local.engine.run import Run
+from astraea_local.engine.run import Back, Run
 from astraea_local.engine.slots import SequenceTable, common_prefix
 from astraea_local.engine.speed import SpeedMeter, measure
 from astraea_local.engine.text import PieceTable
 from astraea_local.frame import Event, EventLevel, Totals
-from astraea_local.profile import Profile
+from astraea_local.history import SegmentRecord
+from astraea_local.profile import PolicyName, Profile
+from astraea_local.scheduler.batching import even_chunk, prefill_budget
+from astraea_local.scheduler.job import Job
+from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.scheduler import NewSegment, Plan, Scheduler, View
+from astraea_local.scheduler.speeds import Speeds
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +35,6 @@ _logger = logging.getLogger(__name__)
 _REPLAN_STEPS = 8
 # A segment waits for another's prefill when that will give it so many more tokens than it has.
 _WORTH_WAITING = 64
-_MIN_CHUNK = 16
 
 
 class EngineFault(Exception):
@@ -57,13 +61,17 @@ class EngineCore:
         context: Context,
         profile: Profile,
         *,
+        speeds: Speeds | None = None,
+        predictor: Predictor | None = None,
+        record: Callable[[SegmentRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without `speeds` (a calibration's) they are measured briefly; `record` gets each ended segment."""
         self.profile = profile
         self.model = model
         self.context = context
         self.clock = clock
-        self.scheduler = Scheduler(profile.scheduler, profile.context.slots)
+        self.scheduler = Scheduler(profile.scheduler, profile.context.slots, predictor=predictor)
         self.table = SequenceTable(context, context.params.n_seq, model.model_class)
         self.store = RamStore(profile.retention.ram_mib << 20)
         self.placer = Placer(
@@ -82,7 +90,9 @@ class EngineCore:
         self._batch = Batch(profile.context.batch)
         self._candidates = Candidates(model.vocab.n_tokens)
         self._pieces = PieceTable(model.vocab)
-        self.meter = SpeedMeter(measure(context, self._batch, profile.context.slots))
+        self.meter = SpeedMeter(speeds or measure(context, self._batch, profile.context.slots))
+        self._record = record
+        self._run_id = uuid.uuid4().hex
         self._out: list[ToFront] = []
         self._order: list[Run] = []
         self._replan = True
@@ -112,6 +122,9 @@ class EngineCore:
         except BindingError as error:
             self._fail(request.segment, str(error), "invalid_grammar")
             return
+        job = self.scheduler.jobs.get(request.job)
+        if job is not None:
+            run.back = _follows(job, len(request.prompt), now)
         self.runs[request.segment] = run
         source = self.placer.find(request.prompt, request.job)
         self.scheduler.submit(
@@ -125,6 +138,8 @@ class EngineCore:
                 restore_s=self._restore_s(source.holder),
                 parent=request.parent,
                 priority=request.priority,
+                kind=request.kind,
+                tool=request.tool,
             ),
         )
         self.totals.prompt_tokens += len(request.prompt)
@@ -140,6 +155,13 @@ class EngineCore:
     def end_job(self, message: EndJob) -> None:
         """Marks a job as over."""
         self.scheduler.end_job(message.job)
+
+    def set_policy(self, name: PolicyName) -> None:
+        """Goes on with another policy; what runs goes on running."""
+        if name != self.scheduler.policy.name:
+            self.scheduler.set_policy(self.clock(), name)
+            self.note("info", f"scheduling by {name}: {self.scheduler.policy.summary}")
+            self._replan = True
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -167,6 +189,7 @@ class EngineCore:
             return
         decoding = sum(1 for _run, tokens, _index in outputs if len(tokens) == 1)
         prefilled = len(self._batch) - decoding
+        past = _mean_past(outputs)
         span = self._span(outputs)
         filled = time.perf_counter()
         code = self.context.decode(self._batch)
@@ -178,7 +201,7 @@ class EngineCore:
         if code != 0:
             raise EngineFault(f"llama_decode returned {code}")
         sampled = self._take_outputs(outputs)
-        self.meter.observe(decoded - filled, decoding=decoding, tokens=span, prefilled=prefilled)
+        self.meter.observe(decoded - filled, decoding=decoding, tokens=span, prefilled=prefilled, past=past)
         self.totals.prefilled_tokens += prefilled
         self.totals.steps += 1
         time_ = self.step_time
@@ -204,7 +227,8 @@ class EngineCore:
             self._recheck_cached = False
             for run in waiting:
                 source = self.placer.find(run.context.view(), run.request.job)
-                self.scheduler.set_cached(run.request.segment, source.length, self._restore_s(source.holder))
+                restore_s = self._restore_s(source.holder)
+                self.scheduler.set_cached(now, run.request.segment, source.length, restore_s)
         deferred = frozenset(r.request.segment for r in waiting if self._prefix_is_coming(r))
         # What the running ones have still to prefill is spoken for as well.
         taken = sum(len(r.context) for r in self.runs.values() if r.sequence is not None)
@@ -297,7 +321,8 @@ class EngineCore:
                 self._put(run, run.pending, outputs)
             else:
                 prefilling.append(run)
-        budget = self._prefill_budget(len(outputs))
+        past = len(prefilling[0].sequence.tokens) if prefilling and prefilling[0].sequence else 0
+        budget = self._prefill_budget(len(outputs), past)
         for run in prefilling:
             if budget <= 0:
                 break
@@ -313,7 +338,7 @@ class EngineCore:
         index = self._batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=last)
         outputs.append((run, tokens, index))
 
-    def _prefill_budget(self, decoding: int) -> int:
+    def _prefill_budget(self, decoding: int, past: int) -> int:
         """Tokens of prefill that keep the step within `scheduler.max_step_ms` for those who wait."""
         room = self._batch.capacity - decoding
         others = decoding or len(self.runs) > len(self._order)
@@ -321,11 +346,10 @@ class EngineCore:
             room = self._cells_for_prefill(room, decoding)
         if not others:
             return room
-        speeds = self.meter.speeds
-        spare = self.profile.scheduler.max_step_ms / 1000
-        if decoding:
-            spare -= speeds.decode_step(decoding, self._cells_running())
-        return min(room, max(_MIN_CHUNK, int(spare * speeds.prefill_tokens_s)))
+        limit_s = self.profile.scheduler.max_step_ms / 1000
+        tokens = self._cells_running() if decoding else 0
+        budget = prefill_budget(self.meter.speeds, limit_s, decoding=decoding, tokens=tokens, past=past)
+        return min(room, budget)
 
     def _cells_for_prefill(self, wanted: int, decoding: int) -> int:
         missing = sum(len(r.pending) for r in self._order if not r.decoding)
@@ -361,8 +385,35 @@ class EngineCore:
 
     def _end(self, run: Run, reason: str) -> None:
         now = self.clock()
-        self._out.append(run.finished(reason, now))
+        finished = run.finished(reason, now)
+        self._out.append(finished)
+        if self._record is not None:
+            self._record(self._as_record(run, finished, now))
         self._discard(run, now)
+
+    def _as_record(self, run: Run, finished: Finished, now: float) -> SegmentRecord:
+        request, back = run.request, run.back
+        return SegmentRecord(
+            run=self._run_id,
+            model=self.model.path.stem,
+            job=request.job,
+            kind=request.kind,
+            parent=request.parent,
+            number=back.number,
+            arrived=time.time() - (now - run.submitted_at),
+            queued_s=finished.queued_s,
+            prefill_s=finished.prefill_s,
+            decode_s=finished.decode_s,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            output_tokens=finished.output_tokens,
+            max_output=request.max_output,
+            new_tokens=back.new_tokens,
+            preemptions=self.scheduler.segments[request.segment].preemptions,
+            tool=request.tool,
+            wait_s=back.wait_s,
+            outcome=finished.reason,
+        )
 
     def _fail(self, segment: int, message: str, code: str, *, retryable: bool = False) -> None:
         self.totals.segments_failed += 1
@@ -401,7 +452,7 @@ class EngineCore:
             raise EngineFault("no room in a sequence that should have some")
         running = [r for r in self.runs.values() if r.sequence is not None]
         if len(running) > 1:
-            victim = self.scheduler.last(now, self.meter.speeds)
+            victim = self.scheduler.last(now)
             assert victim is not None
             run = self.runs[victim.id]
             sequence = run.sequence
@@ -424,10 +475,17 @@ class EngineCore:
             self.table.clear(sequence)
 
 
-def even_chunk(pending: int, most: int) -> int:
-    """Size of the next chunk when `pending` tokens are computed at most `most` at a time.
+def _follows(job: Job, prompt_tokens: int, now: float) -> Back:
+    if job.active or not job.segments:
+        return Back(job.segments + len(job.active), None, prompt_tokens)
+    return Back(job.segments, now - job.since, max(0, prompt_tokens - job.context))
 
-    Chunks of one size instead of full ones and a rest: a short rest costs a third more for each token on a
-    CPU, where llama.cpp's flash attention works in tiles of 64.
-    """
-    return math.ceil(pending / math.ceil(pending / most))
+
+def _mean_past(outputs: list[tuple[Run, Tokens, int]]) -> int:
+    """Tokens before those that are prefilled in a batch, on average over them."""
+    total = weighted = 0
+    for run, tokens, _index in outputs:
+        if len(tokens) > 1 and run.sequence is not None:
+            total += len(tokens)
+            weighted += len(tokens) * len(run.sequence.tokens)
+    return weighted // total if total else 0

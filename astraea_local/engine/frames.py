@@ -59,7 +59,7 @@ class FrameBuilder:
                 restore_s=stats.restore_s,
             ),
             speed=SpeedRow(
-                prefill_tokens_s=speeds.prefill_tokens_s,
+                prefill_tokens_s=speeds.prefill_rate(0),
                 decode_step_s=step_s,
                 decode_tokens_s=running / step_s,
                 width=core.scheduler.width(now, speeds),
@@ -108,6 +108,10 @@ class FrameBuilder:
             parent=job.parent,
             state=_state(job, runs),
             queue=core.scheduler.policy.level(job),
+            kind=job.kind,
+            bound=job.bound.value,
+            tool=job.tool,
+            tool_s=job.tool_s,
             tokens=max((len(r.context) for r in runs), default=kv_tokens),
             attained=job.attained,
             segments=job.segments,
@@ -127,24 +131,23 @@ class FrameBuilder:
 
     def _queue(self, now: float) -> list[SegmentRow]:
         core = self.core
-        speeds = core.meter.speeds
         rows = []
         for segment in core.scheduler.segments.values():
             if segment.state is not SegmentState.WAITING:
                 continue
-            rank, service, reason = core.scheduler.explain(segment, now, speeds)
+            place = core.scheduler.explain(segment, now)
             rows.append(
                 SegmentRow(
                     segment=segment.id,
                     job=segment.job,
-                    queue=rank.level,
+                    queue=place.level,
                     prompt_tokens=segment.prompt_tokens,
                     cached_tokens=segment.cached,
                     output_tokens=segment.output,
                     waited_s=segment.waited_at(now),
-                    service_s=service,
-                    score=rank.score,
-                    reason=reason,
+                    service_s=place.service_s,
+                    score=place.score,
+                    reason=place.reason,
                 )
             )
         return sorted(rows, key=lambda r: (r.queue, -r.score))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
+from astraea_local.profile import PolicyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,10 @@ class Submit:
     """False: text is sent once, at the end."""
     parent: str | None = None
     priority: int | None = None
+    kind: str = ""
+    """Family of jobs that begin alike."""
+    tool: str = ""
+    """The tool whose result the prompt brings, `name` or `name:verb`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,18 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Go on with another scheduling policy."""
+
+    name: PolicyName
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | Stop
+ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,8 @@ class Ready:
     context: int
     job_context: int
     pid: int
+    calibrated: bool = False
+    """Whether a calibration of this model on this machine was found."""
 
 
 @dataclass(frozen=True, slots=True)

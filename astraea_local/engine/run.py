@@ -1,10 +1,24 @@
 """A segment as the engine runs it: its tokens, its sampler, and the text that came out."""
 
+from dataclasses import dataclass
+
 from astraea_local.engine.binding import Candidates, Logits, Tokens, Vocab
 from astraea_local.engine.messages import ChosenToken, Delta, Finished, Submit
 from astraea_local.engine.sampling import GrammarDeadEnd, Sampled, Sampler
 from astraea_local.engine.slots import Sequence, TokenBuffer
 from astraea_local.engine.text import PieceTable, TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """How a segment follows the one before it."""
+
+    number: int
+    """Segments of the job that ended before."""
+    wait_s: float | None
+    """Since the end of the last one; None for the first, or when they overlap."""
+    new_tokens: int
+    """Prompt tokens beyond the last one's context."""
 
 
 class Run:
@@ -20,6 +34,7 @@ class Run:
         self.started_at: float | None = None
         self.first_token_at: float | None = None
         self.submitted_at = now
+        self.back = Back(0, None, len(request.prompt))
         self._vocab = vocab
         self._pieces = pieces
         self._sampler = Sampler(request.sampling, vocab, request.prompt)

@@ -14,7 +14,7 @@ import pickle
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Literal
@@ -31,6 +31,7 @@ from astraea_local.engine.messages import (
     Loading,
     Paused,
     Ready,
+    SetPolicy,
     Started,
     Stop,
     Submit,
@@ -39,6 +40,7 @@ from astraea_local.engine.messages import (
 )
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.frame import StateFrame
+from astraea_local.profile import PolicyName
 
 _logger = logging.getLogger(__name__)
 
@@ -147,6 +149,19 @@ class Engine:
         """Tells the engine that a job is over."""
         if self.status == "ready":
             self._send([EndJob(job)])
+
+    def set_policy(self, name: PolicyName) -> None:
+        """Goes on with another scheduling policy, after a restart of the engine as well."""
+        profile = self._spec.profile
+        scheduler = profile.scheduler.model_copy(update={"policy": name})
+        self._spec = replace(self._spec, profile=profile.model_copy(update={"scheduler": scheduler}))
+        if self.status == "ready":
+            self._send([SetPolicy(name)])
+
+    @property
+    def policy(self) -> PolicyName:
+        """The policy in force."""
+        return self._spec.profile.scheduler.policy
 
     async def next_frame(self, wait_s: float) -> bool:
         """Waits for a newer frame; False when none came in time."""

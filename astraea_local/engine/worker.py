@@ -17,9 +17,12 @@ from pathlib import Path
 
 import psutil
 
+from astraea_local import calibration
+from astraea_local.calibration import Layout
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
 from astraea_local.engine.binding import BindingError, Context, ContextParams, Model, ModelClass
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.experience import Experience
 from astraea_local.engine.frames import FrameBuilder
 from astraea_local.engine.messages import (
     Cancel,
@@ -28,11 +31,13 @@ from astraea_local.engine.messages import (
     LoadFailed,
     Loading,
     Ready,
+    SetPolicy,
     Stop,
     Submit,
     ToEngine,
     ToFront,
 )
+from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile
 
 _logger = logging.getLogger(__name__)
@@ -94,7 +99,7 @@ def main(spec: EngineSpec, connection: Connection) -> None:
     with contextlib.suppress(FrontGone):
         try:
             with load(spec, pipe) as model, new_context(model, spec.profile) as context:
-                serve(EngineCore(model, context, spec.profile), pipe)
+                serve(spec, model, context, pipe)
         except BindingError as error:
             pipe.send([LoadFailed(str(error))])
 
@@ -157,8 +162,36 @@ def context_params(profile: Profile, model_class: ModelClass, n_ctx_train: int) 
     )
 
 
-def serve(core: EngineCore, pipe: Pipe) -> None:
+def serve(spec: EngineSpec, model: Model, context: Context, pipe: Pipe) -> None:
     """Steps until told to stop. Raises `FrontGone`."""
+    profile = spec.profile
+    found = calibration.load(spec.model_path, profile, device_of(model, profile, context.params.threads))
+    layout: Layout = "unified" if context.params.unified else "per_slot"
+    speeds = None if found is None else found.speeds_in(layout)
+    settings = profile.scheduler
+    experience = Experience(model.path.stem, profile.prediction, settings.predicted_output_tokens)
+    core = EngineCore(
+        model,
+        context,
+        profile,
+        speeds=speeds,
+        predictor=experience.predictor,
+        record=experience.record,
+    )
+    core.note("info", _known(speeds is not None, experience.records))
+    try:
+        _loop(core, experience, pipe, calibrated=speeds is not None)
+    finally:
+        experience.close()
+        core.close()
+
+
+def _known(calibrated: bool, records: int) -> str:
+    speeds = "speeds from the calibration" if calibrated else "speeds measured briefly, no calibration found"
+    return f"{speeds}; {records} earlier segments to predict from"
+
+
+def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: bool) -> None:
     frames = FrameBuilder(core)
     info = frames.server_info()
     pipe.send(
@@ -172,6 +205,7 @@ def serve(core: EngineCore, pipe: Pipe) -> None:
                 context=info.context,
                 job_context=info.job_context,
                 pid=info.pid,
+                calibrated=calibrated,
             ),
             Frame(frames.build().model_dump_json().encode()),
         ]
@@ -181,27 +215,29 @@ def serve(core: EngineCore, pipe: Pipe) -> None:
     gc.freeze()
     next_frame = 0.0
     was_busy = False
-    try:
-        while True:
-            for message in pipe.receive(0 if core.busy else _IDLE_S):
-                match message:
-                    case Submit():
-                        core.submit(message)
-                    case Cancel():
-                        core.cancel(message)
-                    case EndJob():
-                        core.end_job(message)
-                    case Stop():
-                        return
-            if core.busy:
-                core.step()
-            out = core.take_messages()
-            # Becoming idle is shown at once: the next look may be a second away.
-            if time.monotonic() >= next_frame or (was_busy and not core.busy):
-                core.forget_old_jobs()
-                out.append(Frame(frames.build().model_dump_json().encode()))
-                next_frame = time.monotonic() + _FRAME_S
-            was_busy = core.busy
-            pipe.send(out)
-    finally:
-        core.close()
+    while True:
+        for message in pipe.receive(0 if core.busy else _IDLE_S):
+            match message:
+                case Submit():
+                    core.submit(message)
+                case Cancel():
+                    core.cancel(message)
+                case EndJob():
+                    core.end_job(message)
+                case SetPolicy(name):
+                    core.set_policy(name)
+                case Stop():
+                    return
+        if core.busy:
+            core.step()
+        out = core.take_messages()
+        now = time.monotonic()
+        # Becoming idle is shown at once: the next look may be a second away.
+        if now >= next_frame or (was_busy and not core.busy):
+            core.forget_old_jobs()
+            if (line := experience.tick(now, busy=core.busy)) is not None:
+                core.note("info", line)
+            out.append(Frame(frames.build().model_dump_json().encode()))
+            next_frame = now + _FRAME_S
+        was_busy = core.busy
+        pipe.send(out)

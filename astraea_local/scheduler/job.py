@@ -1,7 +1,10 @@
 """Jobs, their segments and their tool waits, as the scheduler knows them."""
 
 import enum
+from collections import Counter
 from dataclasses import dataclass, field
+
+from astraea_local.scheduler.distribution import Distribution
 
 
 class SegmentState(enum.StrEnum):
@@ -9,6 +12,14 @@ class SegmentState(enum.StrEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
+
+
+class Bound(enum.StrEnum):
+    """What a job spends its time on, by its behaviour so far."""
+
+    UNKNOWN = "-"
+    IO = "io"
+    COMPUTE = "compute"
 
 
 @dataclass(slots=True)
@@ -20,7 +31,8 @@ class Segment:
     prompt_tokens: int
     max_output: int
     arrived: float
-    predicted_output: float
+    expected_output: Distribution
+    """Predicted length of the whole output, tokens."""
     cached: int = 0
     """Leading tokens whose KV exists, in a sequence or parked."""
     restore_s: float = 0.0
@@ -33,9 +45,13 @@ class Segment:
     """Time of the last change of `state`."""
     waited: float = 0.0
     """Queue time before `since`."""
+    received: int = 0
+    """Tokens computed for it, all its admissions together."""
     quantum: int = 0
     """Tokens received since it was admitted."""
     preemptions: int = 0
+    urgent: bool = False
+    """It was admitted because it had waited too long: nothing takes its slot."""
 
     @property
     def context(self) -> int:
@@ -47,6 +63,12 @@ class Segment:
         """Tokens still to be prefilled before the next one can be sampled; at least one."""
         known = self.computed if self.state is SegmentState.RUNNING else self.cached
         return max(1, self.context - known)
+
+    @property
+    def remaining_output(self) -> float:
+        """Expected tokens still to come, given those that came; at least one."""
+        rest = self.expected_output.remaining(self.output)
+        return max(1.0, min(rest, float(self.max_output - self.output)))
 
     def waited_at(self, now: float) -> float:
         """Queue time until `now`."""
@@ -60,19 +82,50 @@ class Job:
     id: str
     created: float
     parent: str | None = None
+    kind: str = ""
+    """Family of jobs that begin alike (same tools and instructions); its history predicts this one."""
     priority: int = 0
     """Added to the level with opposite sign: +1 puts the job one queue higher."""
+    level: int = 0
+    """Its queue, for policies that move jobs between queues step by step."""
     attained: int = 0
     """Token cost received: prefilled + decoded."""
+    served: float = 0.0
+    """Slot time of its segments, seconds."""
     waited: float = 0.0
     """Queue time of its finished segments, seconds."""
+    tool_s: float = 0.0
+    """Time it spent in tools, seconds."""
+    tools: Counter[str] = field(default_factory=Counter)
+    """How often it called which tool."""
+    tool: str = ""
+    """The tool it is waiting for, when its name is known, else the last known one."""
     segments: int = 0
     """Finished segments."""
     output_tokens: int = 0
     """Output of its finished segments."""
+    context: int = 0
+    """Tokens of its last finished segment, output included."""
     active: set[int] = field(default_factory=set)
     since: float = 0.0
     """When it last began to wait for its client."""
+    kept_until: float = 0.0
+    """Until when its KV was promised to stay, for policies that promise."""
     final: bool = False
     """The client said that no further request will come."""
+    presumed_over: bool = False
+    """It has been silent for so long that it was counted as over."""
     reason: str = ""
+
+    @property
+    def io_share(self) -> float:
+        """Share (0..1) of tools in the time that it was not queued; 0 before its first tool."""
+        busy = self.tool_s + self.served
+        return self.tool_s / busy if busy > 0 else 0.0
+
+    @property
+    def bound(self) -> Bound:
+        """Whether it mostly waits for tools or mostly computes."""
+        if self.segments < 2:
+            return Bound.UNKNOWN
+        return Bound.IO if self.io_share > 0.5 else Bound.COMPUTE

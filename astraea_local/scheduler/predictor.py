@@ -1,47 +1,113 @@
-"""What a segment will cost: from measured speeds and, for its length, from the job's own past."""
+"""What is still to come: output lengths, tool waits and further calls, learned from what was seen.
+
+Every prediction is a distribution, from the general (all jobs) to the specific (the kind of job, the job
+itself; the tool, its verb). The priors are published figures of coding agents: outputs of 80 tokens in the
+median and 167 in the mean, tools that mostly return at once and sometimes take minutes.
+"""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from astraea_local.scheduler.job import Job, Segment
+from astraea_local.scheduler.distribution import Distribution, Empirical, lognormal
+from astraea_local.scheduler.job import Job
+from astraea_local.scheduler.survival import Survival
 
-# A job's own mean counts as much as the prior after this many segments.
-_PRIOR_WEIGHT = 2.0
-# A segment that outlives its prediction is expected to go on for this share of what it has produced.
-_OVERRUN = 0.25
+_OUTPUT_SHAPE = 167 / 80
+_TOOL_S = lognormal(0.3, 4.0)
+_MEAN_CALLS = 10.0
+_GROWTH = lognormal(122.0, 247.0)
+
+
+class Learned(Protocol):
+    """A trained model, which learns its features as it goes.
+
+    It predicts None where it has nothing better to say than the empirical distributions.
+    """
+
+    def output(self, job: Job, prompt_tokens: int, max_output: int) -> Distribution | None: ...
+
+    def wait(self, job: Job) -> Distribution | None: ...
+
+    def segment_ended(self, job: Job, output_tokens: int) -> None: ...
+
+    def wait_ended(self, job: Job, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Speeds:
-    """Measured on the running model; see `engine.speed`. Times are seconds."""
+class Rest:
+    """What a job is expected to need after its present segment."""
 
-    prefill_tokens_s: float = 200.0
-    step_base_s: float = 0.004
-    """What a decode step costs whatever is in it: reading the weights."""
-    step_segment_s: float = 0.005
-    """What each segment adds to it."""
-    step_token_s: float = 3e-6
-    """What each token of their contexts adds: attention."""
-    restore_bytes_s: float = 4e9
-
-    def decode_step(self, segments: int, tokens: int) -> float:
-        """A step in which `segments` with `tokens` of context together yield one token each."""
-        return self.step_base_s + segments * self.step_segment_s + tokens * self.step_token_s
+    segments: float
+    output: float
+    """Tokens to decode in each of them."""
+    growth: float
+    """Tokens to prefill in each of them."""
+    wait: Distribution
+    """Seconds in a tool before each of them."""
 
 
-def predict_output(job: Job, max_output: int, prior: float) -> float:
-    """Expected output tokens of the job's next segment: its own mean, shrunk towards `prior`."""
-    mean = (prior * _PRIOR_WEIGHT + job.output_tokens) / (_PRIOR_WEIGHT + job.segments)
-    return max(1.0, min(float(max_output), mean))
+class Predictor:
+    """Learns from every segment, wait and job that ends."""
+
+    def __init__(self, output_tokens: float = 80.0, learned: Learned | None = None) -> None:
+        """`output_tokens` is the median output length assumed of jobs of which nothing is known."""
+        self.learned = learned
+        self.outputs = Empirical(lognormal(output_tokens, output_tokens * _OUTPUT_SHAPE))
+        self.waits = Empirical(_TOOL_S)
+        self.calls = Survival(_MEAN_CALLS)
+        self.growth = Empirical(_GROWTH)
+
+    def output(self, job: Job, prompt_tokens: int, max_output: int) -> Distribution:
+        """Output length of the job's next segment, tokens; `max_output` cuts it where it is used."""
+        if self.learned is not None:
+            found = self.learned.output(job, prompt_tokens, max_output)
+            if found is not None:
+                return found
+        return self.outputs.predict((job.kind, _own(job)))
+
+    def wait(self, job: Job) -> Distribution:
+        """Seconds that the job's present tool wait lasts in all, as believed when it began."""
+        if self.learned is not None and (found := self.learned.wait(job)) is not None:
+            return found
+        return self.waits.predict(tool_path(job))
+
+    def rest(self, job: Job) -> Rest:
+        """What comes after the segment that the job has now."""
+        number = job.segments + 1
+        segments = self.calls.remaining(job.kind, number)
+        return Rest(
+            segments,
+            self.outputs.predict((job.kind,)).mean,
+            self.growth.predict((job.kind,)).mean,
+            self.waits.predict(tool_path(job)[:1]),
+        )
+
+    def segment_ended(self, job: Job, output_tokens: int) -> None:
+        """Learns an output length."""
+        self.outputs.observe((job.kind, _own(job)), max(1, output_tokens))
+        if self.learned is not None:
+            self.learned.segment_ended(job, output_tokens)
+
+    def wait_ended(self, job: Job, seconds: float, growth: int) -> None:
+        """Learns a tool wait, and how much longer the context became by it."""
+        if not job.presumed_over:
+            self.calls.observe(job.kind, job.segments, ended=False)
+        self.waits.observe(tool_path(job), seconds)
+        if self.learned is not None:
+            self.learned.wait_ended(job, seconds)
+        self.growth.observe((job.kind,), max(1, growth))
+
+    def job_ended(self, job: Job) -> None:
+        """Learns how many segments a job had."""
+        if job.segments:
+            self.calls.observe(job.kind, job.segments, ended=True)
 
 
-def remaining_output(segment: Segment) -> float:
-    """Expected tokens still to come, given those that came."""
-    rest = max(segment.predicted_output - segment.output, _OVERRUN * segment.output, 1.0)
-    return min(rest, float(max(1, segment.max_output - segment.output)))
+def tool_path(job: Job) -> tuple[str, ...]:
+    """Names under which a wait is learned: kind of job, tool, tool and verb."""
+    tool = job.tool.partition(":")[0]
+    return (f"kind {job.kind}" if job.kind else "", tool, job.tool if job.tool != tool else "")
 
 
-def service_s(segment: Segment, speeds: Speeds) -> float:
-    """T_proc of Astraea section 4.2, counting uncached tokens only, plus the restore of parked KV."""
-    restore = 0.0 if segment.computed else segment.restore_s
-    prefill = segment.uncached / speeds.prefill_tokens_s
-    return restore + prefill + remaining_output(segment) * speeds.decode_step(1, segment.context)
+def _own(job: Job) -> str:
+    return f"job {job.id}"

@@ -4,6 +4,8 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from astraea_local.scheduler.distribution import Distribution
+
 
 class Fate(enum.StrEnum):
     """What becomes of an idle KV state."""
@@ -52,3 +54,17 @@ def evict(idle: Iterable[IdleKv], *, min_tokens: int, can_park: bool) -> Evictio
         return Eviction(first.holder, Fate.DROP, "parking is off or impossible")
     whose = "waiting" if first.useful else "finished"
     return Eviction(first.holder, Fate.PARK, f"longest unused of the {whose} jobs")
+
+
+def best_ttl(wait: Distribution, missed_s: float) -> float:
+    """Seconds to hold the KV of a job that waits for a tool, Continuum's equation 2; 0 = not at all.
+
+    Holding for t costs t; a job that returns within it saves `missed_s`. Of the durations seen, the one with
+    the largest P(wait <= t) x missed_s - t.
+    """
+    best, gain, share = 0.0, 0.0, 0.0
+    for point, weight in zip(wait.points, wait.weights, strict=True):
+        share += weight
+        if share * missed_s - point > gain:
+            best, gain = point, share * missed_s - point
+    return best

@@ -9,11 +9,12 @@ import pytest
 
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.binding import Context, Model
-from astraea_local.engine.core import EngineCore, even_chunk
+from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Cancel, Delta, Failed, Finished, Paused, Submit, ToFront
 from astraea_local.engine.sampling import SamplingParams
 from astraea_local.engine.worker import context_params
 from astraea_local.profile import Profile, override
+from astraea_local.scheduler.batching import even_chunk
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -1,73 +1,72 @@
-"""Stateful-MLFQ + HRRN (Astraea, arXiv 2512.14142, sections 4.1-4.3), work-conserving and preemptive.
+"""Stateful-MLFQ + HRRN (after Astraea, arXiv 2512.14142), work-conserving, preemptive, by remaining work.
 
-Queues are those of the job, by attained token cost. Inside a queue the highest response ratio goes
-first: (W + T) / T with W the job's accumulated waiting time and T the predicted remaining service of this
-segment, in which cached tokens count nothing. Waiting raises a segment through every queue, not only out
-of the last. When its own wait alone reaches `aging_ratio` squared times its service it is overdue: overdue
-segments go before all others, by arrival, so that nothing passes them any more and none waits for ever.
+Every segment has the score (H + W) / C: W the waiting time of its job so far, H a head start, C the price of
+its turn (`cost.price_s`): the machine time after which its job is out of the way. With H = 0 and a job of one
+call this is the response ratio; the larger H, the closer it comes to least remaining work first. C counts
+uncached tokens only, the restore of parked KV, and the job's predicted further calls. Queues are those of
+the job, by attained token cost; they are filled from below when the first ones are empty.
+
+A segment is overdue when its own wait exceeds (`aging_ratio` squared - 1) times its service plus three times
+the work that waited with it: first come, first served would have served it by then. Overdue segments go
+before all others, by arrival, and nothing takes their slots, so that none waits for ever.
 """
 
-import math
 from typing import ClassVar
 
-from astraea_local.profile import SchedulerSettings
-from astraea_local.scheduler.job import Job, Segment
-from astraea_local.scheduler.policies.base import Policy, Rank
-from astraea_local.scheduler.predictor import Speeds, service_s
+from astraea_local.scheduler.cost import Conditions, price_s, service_s
+from astraea_local.scheduler.job import Bound, Job, Segment
+from astraea_local.scheduler.policies.base import Policy
+from astraea_local.scheduler.queues import Key
+from astraea_local.scheduler.speeds import Speeds
 from astraea_local.scheduler.width import best_width
 
-# Above every ratio that waiting can reach within the life of a server.
-_OVERDUE_SCORE = 1e12
+_PATIENCE = 3.0
 
 
 class Astraea(Policy):
     """The default policy."""
 
     name: ClassVar[str] = "astraea"
+    summary: ClassVar[str] = "least remaining work first, waiting counts, preemptive"
     preempts: ClassVar[bool] = True
 
-    def __init__(self, settings: SchedulerSettings) -> None:
-        super().__init__(settings)
-        self._overdue = settings.aging_ratio**2
+    @property
+    def last_level(self) -> int:
+        return len(self.settings.level_tokens)
 
     def level(self, job: Job) -> int:
-        return sum(job.attained > threshold for threshold in self.settings.level_tokens)
+        level = sum(job.attained > threshold for threshold in self.settings.level_tokens)
+        # A job that mostly waits for tools frees its slot soon: it counts one queue higher.
+        return max(0, level - (job.bound is Bound.IO))
 
-    def rank(self, segment: Segment, job: Job, now: float, speeds: Speeds) -> Rank:
-        if self._is_overdue(segment, now, speeds):
-            return Rank(0, -_OVERDUE_SCORE, segment.arrived, segment.id)
-        score = self._ratio(segment, job, now, speeds)
-        raised = int(math.log(score, self.settings.aging_ratio))
-        level = max(0, self.level(job) - job.priority - raised)
-        return Rank(level, -score, segment.arrived, segment.id)
+    def key(self, segment: Segment, job: Job, now: float, at: Conditions) -> Key:
+        level = max(0, self.level(job) - job.priority)
+        credit = self.settings.head_start_s + job.waited + segment.waited_at(now)
+        return Key(level, now - credit, price_s(segment, self.predictor.rest(job), at))
 
-    def reason(self, rank: Rank, segment: Segment, job: Job, now: float, speeds: Speeds) -> str:
-        service = service_s(segment, speeds)
-        if rank.score == _OVERDUE_SCORE:
-            return f"overdue, by arrival: waited {segment.waited_at(now):.1f} s, needs {service:.1f} s"
-        words = f"Q{rank.level}, ratio {rank.score:.1f}: waited {job.waited + segment.waited_at(now):.1f} s"
-        words += f", needs {service:.1f} s ({segment.uncached} tokens uncached)"
-        own = self.level(job)
-        return f"{words}, raised from Q{own}" if rank.level < own else words
+    def reason(self, segment: Segment, job: Job, now: float, at: Conditions) -> str:
+        service, own = service_s(segment, at), segment.waited_at(now)
+        if own >= self.overdue_s(segment, job, at):
+            return f"overdue, by arrival: waited {own:.1f} s, needs {service:.1f} s"
+        key = self.key(segment, job, now, at)
+        later = self.predictor.rest(job).segments
+        words = f"Q{key.level}, score {key.score(now):.1f}: waited {job.waited + own:.1f} s, "
+        words += f"needs {service:.1f} s ({segment.uncached} tokens uncached)"
+        return f"{words}, about {later:.0f} more calls" if later >= 0.5 else words
+
+    def overdue_s(self, segment: Segment, job: Job, at: Conditions) -> float:
+        return (self.settings.aging_ratio**2 - 1) * service_s(segment, at) + _PATIENCE * at.backlog_s
 
     def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
         return best_width(speeds, slots, ready, context)
 
     def may_preempt(
-        self, waiting: Segment, victim: Segment, ranks: tuple[Rank, Rank], speeds: Speeds
+        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
     ) -> bool:
-        first, second = ranks
+        first, second = keys
         return (
             victim.quantum >= self.settings.min_quantum_tokens
             and first.level <= second.level
-            and first.score > self.settings.preempt_factor * second.score
-            and service_s(waiting, speeds) < service_s(victim, speeds)
+            and first.cost < second.cost
+            and first.score(now) > self.settings.preempt_factor * second.score(now)
         )
-
-    def _is_overdue(self, segment: Segment, now: float, speeds: Speeds) -> bool:
-        service = service_s(segment, speeds)
-        return segment.waited_at(now) + service >= self._overdue * service
-
-    def _ratio(self, segment: Segment, job: Job, now: float, speeds: Speeds) -> float:
-        service = service_s(segment, speeds)
-        return (job.waited + segment.waited_at(now) + service) / service
