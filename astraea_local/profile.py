@@ -78,7 +78,7 @@ class SchedulerSettings(_Section):
     level_tokens: tuple[int, ...] = Field(default=(8192, 32768, 131072), strict=False)
     """Attained token cost at which a job falls to the next queue; one more queue than numbers."""
     aging_ratio: float = Field(default=8.0, gt=1)
-    """Its square times its service, plus thrice the queue, is how long a segment waits before it is urgent."""
+    """Its square times its service, plus thrice the queue, is what a segment waits before it is urgent."""
     head_start_s: float = Field(default=20.0, ge=0)
     """Seconds of waiting that each segment is credited with; 0 = by response ratio, large = by least work."""
     preempt_factor: float = Field(default=2.0, gt=1)
@@ -87,11 +87,11 @@ class SchedulerSettings(_Section):
     """Tokens a segment receives before it may be preempted."""
     paper_quota_tokens: tuple[int, ...] = Field(default=(512, 1024, 2048), strict=False)
     """`astraea_paper` and `mlfq`: token quota of each queue but the last."""
-    paper_aging_ratio: float = Field(default=8.0, gt=1)
+    paper_aging_ratio: float = Field(default=16.0, gt=1)
     """`astraea_paper`: response ratio at which a job of the last queue returns to the first."""
     paper_refill: bool = True
     """`astraea_paper`: whether slots freed by a batch are refilled at once, or only when all of it ended."""
-    paper_watermark: float = Field(default=0.8, gt=0, le=1)
+    paper_watermark: float = Field(default=0.95, gt=0, le=1)
     """`astraea_paper`: share of the KV cells in use from which idle KV is no longer simply kept."""
     predicted_output_tokens: int = Field(default=80, ge=1)
     """Median output length assumed of jobs of which nothing is known."""

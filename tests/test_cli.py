@@ -16,7 +16,8 @@ from astraea_local.frame import StateFrame
 from astraea_local.profile import Profile, shipped
 from tests.conftest import Server, free_port
 
-COMMANDS = ["", "serve", "ps", "profiles", "profiles list", "profiles show", "profiles check", "doctor"]
+COMMANDS = ["", "serve", "ps", "policy", "calibrate", "predictor", "predictor report", "bench", "bench sim"]
+COMMANDS += ["profiles", "profiles list", "profiles show", "profiles check", "doctor"]
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -140,7 +141,7 @@ def test_a_profile_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ("--port", "99999", "server.port: Input should be less than or equal to 65535"),
         ("--slots", "0", "context.slots: Input should be greater than or equal to 1"),
-        ("--policy", "random", "scheduler.policy: Input should be 'astraea' or 'fcfs'"),
+        ("--policy", "random", "scheduler.policy: Input should be 'astraea', 'astraea_paper', 'fcfs'"),
         ("--kv-layout", "mixed", "kv.layout: Input should be 'auto', 'per_slot' or 'unified'"),
         ("--host", "0.0.0.0", "'0.0.0.0' is not a loopback address"),
         ("--host", "example.com", "'example.com' is not a loopback address"),

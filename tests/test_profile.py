@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from astraea_local.profile import (
     ContextSettings,
     KvSettings,
     ModelSettings,
+    PolicyName,
     Profile,
     ProfileError,
     RetentionSettings,
@@ -277,7 +278,7 @@ SECTIONS = {
     ),
     "scheduler": st.builds(
         SchedulerSettings,
-        policy=st.sampled_from(("astraea", "fcfs")),
+        policy=st.sampled_from(get_args(PolicyName)),
         max_step_ms=positive(0),
         level_tokens=st.sets(st.integers(1, 1 << 30), max_size=6).map(lambda v: tuple(sorted(v))),
         aging_ratio=positive(1),

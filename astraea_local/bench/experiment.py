@@ -9,7 +9,7 @@ from astraea_local.bench.predictions import Noisy, TrueEverything, TrueLengths
 from astraea_local.bench.simulator import SimResult, Simulation
 from astraea_local.bench.workloads import SimJob
 from astraea_local.profile import SchedulerSettings
-from astraea_local.scheduler.policies import POLICIES
+from astraea_local.scheduler.policies import POLICIES, Policy
 from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.scheduler import Scheduler
 from astraea_local.scheduler.tiers import Adaptive, DropAlways, KeepUntilNeeded, Lru, Paper, Tiering, Ttl
@@ -39,6 +39,7 @@ class Setting:
     noise: float = 0.0
     """Sigma of the log-normal error of predictions."""
     exact_limits: bool = False
+    """Clients ask for just as many tokens as they get, and no policy knows more: as in a replay."""
     seed: int = 0
     """Of the noise."""
 
@@ -49,18 +50,27 @@ def retention_of(policy: str) -> str:
 
 
 def simulate(
-    setting: Setting, jobs: Sequence[SimJob], on_progress: Callable[[int], None] | None = None
+    setting: Setting,
+    jobs: Sequence[SimJob],
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    make_policy: Callable[[SchedulerSettings, Predictor], Policy] | None = None,
+    predictor: Predictor | None = None,
 ) -> SimResult:
-    """Runs it. Raises `ValueError` for unknown names."""
+    """Runs it. Raises `ValueError` for unknown names.
+
+    `make_policy` and `predictor` replace those that the setting names, for ablations.
+    """
     truths: dict[str, Truth] = {}
     settings = setting.scheduler
-    predictor = _predictor(setting, truths)
+    predictor = predictor or _predictor(setting, truths)
+    named = settings.model_copy(update={"policy": setting.policy})
+    policy: Policy | None = None
     if setting.policy == "oracle":
-        policy = Oracle(settings, predictor, truths)
-        scheduler = Scheduler(settings, setting.machine.slots, predictor=predictor, policy=policy)
-    else:
-        named = settings.model_copy(update={"policy": setting.policy})
-        scheduler = Scheduler(named, setting.machine.slots, predictor=predictor)
+        named, policy = settings, Oracle(settings, predictor, truths)
+    elif make_policy is not None:
+        policy = make_policy(named, predictor)
+    scheduler = Scheduler(named, setting.machine.slots, predictor=predictor, policy=policy)
     tiering = make_tiering(setting.retention or retention_of(setting.policy), settings)
     simulation = Simulation(setting.machine, scheduler, tiering, truths, exact_limits=setting.exact_limits)
     return simulation.run(jobs, on_progress)
@@ -79,7 +89,7 @@ def make_tiering(name: str, settings: SchedulerSettings) -> Tiering:
 def _predictor(setting: Setting, truths: dict[str, Truth]) -> Predictor:
     if setting.policy == "oracle":
         return TrueEverything(truths)
-    if setting.policy == "astraea_paper" and not setting.noise:
+    if setting.policy == "astraea_paper" and not (setting.noise or setting.exact_limits):
         return TrueLengths(truths)
     if setting.noise:
         return Noisy(setting.noise, setting.seed, setting.scheduler.predicted_output_tokens)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from astraea_local.bench.oracle import Truth
 from astraea_local.scheduler.distribution import Distribution
-from astraea_local.scheduler.job import Job
-from astraea_local.scheduler.predictor import Predictor, Rest
+from astraea_local.scheduler.job import Job, Rest
+from astraea_local.scheduler.predictor import Predictor
 
 
 class TrueLengths(Predictor):
@@ -38,7 +38,6 @@ class Noisy(Predictor):
         super().__init__(output_tokens)
         self._sigma = sigma
         self._rng = random.Random(f"{seed} noise")  # noqa: S311 - reproducible, and nothing secret
-        self._rests: dict[tuple[str, int], float] = {}
 
     def output(self, job: Job, prompt_tokens: int, max_output: int) -> Distribution:
         return super().output(job, prompt_tokens, max_output).scaled(self._factor())
@@ -47,10 +46,8 @@ class Noisy(Predictor):
         return super().wait(job).scaled(self._factor())
 
     def rest(self, job: Job) -> Rest:
-        # One error for each segment: it must not change while the segment waits.
         rest = super().rest(job)
-        factor = self._rests.setdefault((job.id, job.segments), self._factor())
-        return replace(rest, segments=rest.segments * factor)
+        return replace(rest, segments=rest.segments * self._factor())
 
     def _factor(self) -> float:
         return self._rng.lognormvariate(0.0, self._sigma)

@@ -207,6 +207,7 @@ def _noise(results: Results, rate: float) -> "Figure":
     for index, policy in enumerate(sweep.policies):
         ratios = [_ratio(results, policy, base, rate, noise) for noise in sweep.noises]
         axes.plot(sweep.noises, ratios, label=policy, **_look(index))
+    axes.set_xticks(sweep.noises)
     axes.set_ylim(bottom=0)
     return _titled(figure, results, f"at {rate:g} jobs/s")
 
@@ -230,7 +231,8 @@ def _empty(height_in: float) -> "Figure":
 def _titled(figure: "Figure", results: Results, what: str) -> "Figure":
     sweep = results.sweep
     figure.suptitle(f"{sweep.workload} on {sweep.machine.name}, {what}", fontsize="large")
-    figure.legend(loc="outside right upper", frameon=False)
+    # In the middle: a long title may reach over the corner.
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 

@@ -169,6 +169,7 @@ def _one_by_one(sweep: Sweep, tasks: Sequence[_Task], report: Report) -> list[Ru
 
         count(0)
         runs.append(_simulate(sweep, task, count))
+        count(sweep.jobs)
     return runs
 
 

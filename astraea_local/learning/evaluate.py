@@ -13,7 +13,7 @@ import numpy as np
 from astraea_local.history import SegmentRecord
 from astraea_local.learning.dataset import Dataset, Rows, Step, job_key, output, replay, wait_s
 from astraea_local.scheduler.distribution import Distribution, lognormal
-from astraea_local.scheduler.job import Job, Segment
+from astraea_local.scheduler.job import Job
 from astraea_local.scheduler.learned import LEAST_WAIT_S, Array, LearnedModel, LearnedPair
 from astraea_local.scheduler.predictor import Predictor
 

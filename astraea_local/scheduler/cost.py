@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from astraea_local.scheduler.job import Segment
-from astraea_local.scheduler.predictor import Rest
+from astraea_local.scheduler.job import Rest, Segment
 from astraea_local.scheduler.speeds import Speeds
 
 # The queue is expected to last this many times the work that waits now: others keep coming.
@@ -51,7 +50,7 @@ def rest_s(rest: Rest, context: int, at: Conditions) -> float:
     return rest.segments * (at.speeds.prefill(round(rest.growth), longer) + rest.output * step)
 
 
-def price_s(segment: Segment, rest: Rest, at: Conditions) -> float:
+def price_s(segment: Segment, at: Conditions) -> float:
     """Machine seconds that it takes to have one job less in the queue for as long as the queue will last.
 
     A job that ends is gone for good; one that goes to its tool is gone for the wait, which counts in full
@@ -59,6 +58,7 @@ def price_s(segment: Segment, rest: Rest, at: Conditions) -> float:
     one is the price: running this segment only, or the job to its end. With long waits this is shortest
     segment first, with quick tools shortest remaining job first.
     """
+    rest = segment.rest
     work = work_s(segment, at)
     horizon = _HORIZON * max(_LEAST_BACKLOG_S, at.backlog_s)
     away = rest.wait.capped(horizon) / horizon

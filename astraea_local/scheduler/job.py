@@ -22,6 +22,19 @@ class Bound(enum.StrEnum):
     COMPUTE = "compute"
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a job is expected to need after its present segment."""
+
+    segments: float
+    output: float
+    """Tokens to decode in each of them."""
+    growth: float
+    """Tokens to prefill in each of them."""
+    wait: Distribution
+    """Seconds in a tool before each of them."""
+
+
 @dataclass(slots=True)
 class Segment:
     """One LLM call. Token counts grow as the engine reports work; times are seconds."""
@@ -33,6 +46,8 @@ class Segment:
     arrived: float
     expected_output: Distribution
     """Predicted length of the whole output, tokens."""
+    rest: Rest
+    """What its job needs afterwards, as predicted when it arrived."""
     cached: int = 0
     """Leading tokens whose KV exists, in a sequence or parked."""
     restore_s: float = 0.0

@@ -5,11 +5,10 @@ itself; the tool, its verb). The priors are published figures of coding agents: 
 median and 167 in the mean, tools that mostly return at once and sometimes take minutes.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from astraea_local.scheduler.distribution import Distribution, Empirical, lognormal
-from astraea_local.scheduler.job import Job
+from astraea_local.scheduler.job import Job, Rest
 from astraea_local.scheduler.survival import Survival
 
 _OUTPUT_SHAPE = 167 / 80
@@ -31,19 +30,6 @@ class Learned(Protocol):
     def segment_ended(self, job: Job, output_tokens: int) -> None: ...
 
     def wait_ended(self, job: Job, seconds: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What a job is expected to need after its present segment."""
-
-    segments: float
-    output: float
-    """Tokens to decode in each of them."""
-    growth: float
-    """Tokens to prefill in each of them."""
-    wait: Distribution
-    """Seconds in a tool before each of them."""
 
 
 class Predictor:

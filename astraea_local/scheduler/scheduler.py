@@ -1,5 +1,6 @@
 """Scheduler: events in, `Plan` out. The engine executes the plan; the simulator does too."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,10 @@ class Scheduler:
         """Jobs that wait for their client, by the time at which they began to, oldest first."""
         self._over: set[str] = set()
         """Jobs that ended, or that have been silent for so long that they are taken for ended."""
+        self._sunk: list[Job] = []
+        """Jobs with several segments that moved to another queue since the last plan."""
+        self._arrived = -math.inf
+        """When the last segment came."""
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -124,11 +129,13 @@ class Scheduler:
             max_output=new.max_output,
             arrived=now,
             expected_output=self.predictor.output(job, new.prompt_tokens, new.max_output),
+            rest=self.predictor.rest(job),
             cached=new.cached,
             restore_s=new.restore_s,
             since=now,
         )
         self.segments[new.id] = segment
+        self._arrived = now
         self._context += segment.context
         job.active.add(new.id)
         job.final = job.presumed_over = False
@@ -145,7 +152,11 @@ class Scheduler:
         segment.received += computed
         segment.output += output
         self._context += output
-        self.jobs[segment.job].attained += computed
+        job = self.jobs[segment.job]
+        level = self.policy.level(job)
+        job.attained += computed
+        if len(job.active) > 1 and self.policy.level(job) != level:
+            self._sunk.append(job)
 
     def finish(self, now: float, segment_id: int) -> Segment:
         """Takes a finished or cancelled segment out; its job now waits for its client."""
@@ -215,12 +226,13 @@ class Scheduler:
     def stopped(self, now: float, segment_id: int, cached: int) -> None:
         """A running segment lost its slot and waits again, with `cached` tokens of KV kept somewhere."""
         segment = self.running[segment_id]
-        self._leave_slot(now, segment, self.jobs[segment.job])
+        job = self.jobs[segment.job]
+        self._leave_slot(now, segment, job)
         segment.state, segment.since = SegmentState.WAITING, now
         segment.cached, segment.computed = cached, 0
         segment.preemptions += 1
         segment.urgent = False
-        self._enqueue(now, segment)
+        self._requeue(now, job)
 
     def set_policy(self, now: float, name: str) -> None:
         """Goes on with another policy. Raises `ValueError` naming the known ones."""
@@ -284,8 +296,9 @@ class Scheduler:
         job = self.jobs.get(new.job)
         if job is None:
             job = self.jobs[new.job] = Job(id=new.job, created=now, parent=new.parent, kind=new.kind)
-        if new.priority is not None:
+        if new.priority is not None and new.priority != job.priority:
             job.priority = new.priority
+            self._requeue(now, job)
         return job
 
     def _presume_over(self, job: Job) -> None:
@@ -324,7 +337,7 @@ class Scheduler:
 
     def _requeue(self, now: float, job: Job) -> None:
         for segment_id in job.active:
-            if segment_id in self.queue:
+            if self.segments[segment_id].state is SegmentState.WAITING:
                 self._enqueue(now, self.segments[segment_id])
 
     def _renew_keys(self, now: float) -> None:
@@ -336,6 +349,8 @@ class Scheduler:
         if _differs(at, self._at):
             self._at = at
             self._renew_keys(now)
+        while self._sunk:
+            self._requeue(now, self._sunk.pop())
         while self._gone and now - self._gone[oldest := next(iter(self._gone))] >= _SILENT_S:
             self._presume_over(self.jobs[oldest])
         if self.queue and self.policy.last_level:
@@ -385,8 +400,12 @@ class Scheduler:
             key=lambda s: self._place(now, s),
             reverse=True,
         )
+        # Who waits decides what is cheap, and a swap changes who waits: two of one level could swap for ever.
+        gave_way = candidate.preemptions > 0 and candidate.since >= self._arrived
         for victim in ranked:
             theirs = self.policy.key(victim, self.jobs[victim.job], now, self._at)
+            if gave_way and theirs.level <= key.level:
+                continue
             if self.policy.may_preempt(candidate, victim, (key, theirs), now, self._at):
                 return [victim]
         return []

@@ -1,8 +1,8 @@
 """How many calls a job still makes, from how many others made.
 
 Jobs that run now must count as well: among those that have ended the short ones are too many, most of all
-when the server is new. So what is learned is the hazard, the share of jobs that end with their k-th call among
-those that got there; every call of every job is an observation of it (Kaplan and Meier's estimate).
+when the server is new. So what is learned is the hazard, the share of jobs that end with their k-th call
+among those that got there; every call of every job is an observation of it (Kaplan and Meier's estimate).
 """
 
 import math

@@ -163,6 +163,19 @@ def test_events_are_frames(http: httpx.Client) -> None:
     assert found[0].at <= found[1].at
 
 
+def test_the_policy_can_be_read_and_refused(http: httpx.Client) -> None:
+    """All policies are listed with what they do; a wrong name is refused and changes nothing."""
+    before = http.get("/astraea/v1/policy").json()
+    assert before["policy"] == "astraea"
+    assert {"astraea_paper", "fcfs", "sjf", "hrrn", "mlfq", "plas", "continuum"} < {
+        known["name"] for known in before["policies"] if known["summary"]
+    }
+    answer = http.post("/astraea/v1/policy", json={"policy": "lottery"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "policy"
+    assert http.get("/astraea/v1/policy").json() == before
+
+
 def test_the_api_describes_itself(http: httpx.Client) -> None:
     """The OpenAPI document knows every endpoint and the fields of a request."""
     document = http.get("/openapi.json").json()

@@ -5,12 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astraea_local.profile import SchedulerSettings
-from astraea_local.scheduler.job import Job, Segment, SegmentState
-from astraea_local.scheduler.policies import POLICIES, Policy, Rank, make
-from astraea_local.scheduler.predictor import Speeds, service_s
+from astraea_local.scheduler.cost import Conditions, price_s, service_s
+from astraea_local.scheduler.distribution import Distribution
+from astraea_local.scheduler.job import Bound, Job, Segment, SegmentState
+from astraea_local.scheduler.policies import POLICIES, Policy, make
+from astraea_local.scheduler.predictor import Predictor
+from astraea_local.scheduler.queues import Key
+from astraea_local.scheduler.scheduler import NewSegment, Scheduler, View
+from astraea_local.scheduler.speeds import Speeds
 
-_SPEEDS = Speeds()
+_AT = Conditions(Speeds())
 _SETTINGS = SchedulerSettings()
+_POLICIES = list(POLICIES)
 
 
 def _segment(
@@ -19,7 +25,8 @@ def _segment(
     prompt: int = 1000,
     cached: int = 0,
     arrived: float = 0.0,
-    predicted: float = 100.0,
+    output: float = 100.0,
+    received: int = 0,
 ) -> Segment:
     return Segment(
         id=number,
@@ -27,9 +34,10 @@ def _segment(
         prompt_tokens=prompt,
         max_output=1000,
         arrived=arrived,
-        predicted_output=predicted,
+        expected_output=Distribution.of([output]),
         cached=cached,
         since=arrived,
+        received=received,
     )
 
 
@@ -43,103 +51,178 @@ def _running(segment: Segment, now: float, *, quantum: int) -> Segment:
     return segment
 
 
+def _make(name: str, predictor: Predictor | None = None, **changes: object) -> Policy:
+    return make(name, SchedulerSettings.model_validate(changes), predictor or Predictor())
+
+
 @pytest.fixture
 def astraea() -> Policy:
-    return make("astraea", _SETTINGS)
+    return _make("astraea")
 
 
-def _rank(policy: Policy, segment: Segment, job: Job, now: float = 0.0) -> Rank:
-    return policy.rank(segment, job, now, _SPEEDS)
+def _key(policy: Policy, segment: Segment, job: Job, now: float = 0.0) -> Key:
+    return policy.key(segment, job, now, _AT)
 
 
-def test_every_policy_is_found_by_its_name() -> None:
-    assert {name: make(name, _SETTINGS).name for name in POLICIES} == {
-        "astraea": "astraea",
-        "fcfs": "fcfs",
-    }
+def _before(policy: Policy, first: tuple[Segment, Job], second: tuple[Segment, Job], now: float) -> bool:
+    """Whether the first goes first."""
+
+    def place(segment: Segment, job: Job) -> tuple[int, float, float, int]:
+        key = _key(policy, segment, job, now)
+        return (key.level, -key.score(now), segment.arrived, segment.id)
+
+    return place(*first) < place(*second)
+
+
+def test_every_policy_is_found_by_its_name_and_says_what_it_does() -> None:
+    made = {name: _make(name) for name in _POLICIES}
+    assert {name: policy.name for name, policy in made.items()} == {name: name for name in _POLICIES}
+    assert set(made) == set(SchedulerSettings.model_json_schema()["properties"]["policy"]["enum"])
+    assert len({policy.summary for policy in made.values()}) == len(made)
+    assert all(0 < len(policy.summary) < 80 for policy in made.values())
 
 
 def test_an_unknown_policy_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no policy named 'sjf': choose one of astraea, fcfs"):
-        make("sjf", _SETTINGS)
+    with pytest.raises(ValueError, match="no policy named 'best': choose one of astraea, .*, continuum"):
+        _make("best")
+
+
+@pytest.mark.parametrize("name", _POLICIES)
+@given(
+    arrived=st.floats(0, 1e4),
+    times=st.lists(st.floats(0, 1e6), min_size=2, max_size=5),
+    attained=st.integers(0, 300_000),
+    waited=st.floats(0, 1e4),
+    priority=st.integers(-9, 9),
+)
+def test_waiting_never_moves_a_segment_back(
+    name: str, arrived: float, times: list[float], attained: int, waited: float, priority: int
+) -> None:
+    """While nothing else happens to it its key is the same, and its score grows."""
+    policy = _make(name)
+    segment, job = _segment(arrived=arrived), _job(attained=attained, waited=waited, priority=priority)
+    moments = sorted(arrived + time for time in times)
+    first, *others = (_key(policy, segment, job, now) for now in moments)
+    for key in others:
+        assert (key.level, key.cost) == (first.level, first.cost)
+        assert key.since == pytest.approx(first.since, abs=1e-6)
+    scores = [first.score(now) for now in moments]
+    assert scores == sorted(scores)
+
+
+# -- astraea ---------------------------------------------------------------------------------------
+
+
+def test_the_score_is_head_start_and_waiting_over_the_price(astraea: Policy) -> None:
+    segment, job = _segment(arrived=2.0), _job(waited=30.0)
+    price = price_s(segment, astraea.predictor.rest(job), _AT)
+    assert _key(astraea, segment, job, 7.0).score(7.0) == pytest.approx((20.0 + 30.0 + 5.0) / price)
+    by_ratio = _make("astraea", head_start_s=0.0)
+    assert _key(by_ratio, segment, job, 7.0).score(7.0) == pytest.approx(35.0 / price)
 
 
 def test_reuse_makes_short(astraea: Policy) -> None:
-    cached = _rank(astraea, _segment(cached=900), _job(), now=5.0)
-    fresh = _rank(astraea, _segment(), _job(), now=5.0)
-    assert cached.level == fresh.level
-    assert cached.score > fresh.score
-    assert cached < fresh
+    cached, fresh = _segment(2, cached=900), _segment(1)
+    assert _before(astraea, (cached, _job()), (fresh, _job()), 5.0)
 
 
 def test_of_equal_segments_the_one_that_waited_longer_goes_first(astraea: Policy) -> None:
-    early = _rank(astraea, _segment(2, arrived=1.0), _job(), now=5.0)
-    late = _rank(astraea, _segment(1, arrived=2.0), _job(), now=5.0)
-    assert early < late
+    early, late = _segment(2, arrived=1.0), _segment(1, arrived=2.0)
+    assert _before(astraea, (early, _job()), (late, _job()), 5.0)
 
 
 def test_waiting_of_earlier_segments_of_the_job_counts(astraea: Policy) -> None:
-    assert _rank(astraea, _segment(), _job(waited=30.0)) < _rank(astraea, _segment(), _job())
+    assert _before(astraea, (_segment(2), _job(waited=30.0)), (_segment(1), _job()), 5.0)
+
+
+def test_a_job_that_will_end_soon_goes_before_one_that_goes_on_and_returns_at_once() -> None:
+    predictor = Predictor()
+    for _ in range(200):
+        predictor.calls.observe("chat", 1, ended=True)
+        for number in range(1, 31):
+            predictor.calls.observe("agent", number, ended=number == 30)
+        for kind in ("chat", "agent"):
+            predictor.waits.observe((f"kind {kind}",), 0.001)
+    policy = _make("astraea", predictor)
+    chat, agent = Job("c", 0.0, kind="chat"), Job("a", 0.0, kind="agent")
+    assert _before(policy, (_segment(2, prompt=2000), chat), (_segment(1), agent), 5.0)
+    assert not _before(policy, (_segment(2, prompt=60_000), chat), (_segment(1), agent), 5.0)
 
 
 @pytest.mark.parametrize(("attained", "level"), [(0, 0), (8192, 0), (8193, 1), (32769, 2), (131073, 3)])
 def test_served_jobs_sink(astraea: Policy, attained: int, level: int) -> None:
     assert astraea.level(_job(attained=attained)) == level
-    assert _rank(astraea, _segment(), _job(attained=attained)).level == level
+    assert _key(astraea, _segment(), _job(attained=attained)).level == level
+    assert level <= astraea.last_level == 3
+
+
+def test_a_job_that_mostly_waits_for_tools_counts_one_queue_higher(astraea: Policy) -> None:
+    job = _job(attained=40_000)
+    job.segments, job.served, job.tool_s = 2, 10.0, 10.0
+    assert (job.bound, astraea.level(job)) == (Bound.COMPUTE, 2)
+    job.tool_s = 10.1
+    assert (job.bound, astraea.level(job)) == (Bound.IO, 1)
+    job.attained = 0
+    assert astraea.level(job) == 0
 
 
 def test_a_job_that_got_little_goes_before_one_that_got_much(astraea: Policy) -> None:
     """However short the next segment of the latter is."""
-    light = _rank(astraea, _segment(prompt=2000), _job())
-    heavy = _rank(astraea, _segment(prompt=10, predicted=1.0), _job(attained=10_000))
-    assert light < heavy
-
-
-def test_waiting_raises_through_every_queue(astraea: Policy) -> None:
-    segment, job = _segment(), _job(attained=200_000)
-    service = service_s(segment, _SPEEDS)
-    moments = [ratio * service for ratio in (0, 6.9, 7.1, 62.9, 63.1)]
-    assert [_rank(astraea, segment, job, now).level for now in moments] == [3, 3, 2, 2, 0]
-
-
-def test_the_overdue_go_by_arrival(astraea: Policy) -> None:
-    """Past every queue, neither shortness nor priority nor a job's past lets later ones pass."""
-    long = _segment(2, prompt=2000)
-    overdue = 63.1 * service_s(long, _SPEEDS)
-    rank = _rank(astraea, long, _job(attained=200_000, priority=-9), overdue)
-    short = _segment(1, prompt=5, predicted=1.0, arrived=1.0)
-    for job in (_job(), _job(priority=9), _job(waited=1e9)):
-        assert rank < _rank(astraea, short, job, overdue)
-    earlier = _segment(3, prompt=5, predicted=1.0, arrived=-1.0)
-    assert _rank(astraea, earlier, _job(), overdue) < rank
-
-
-@given(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 300_000), st.integers(-9, 9))
-def test_waiting_never_moves_a_segment_back(a: float, b: float, attained: int, priority: int) -> None:
-    policy = make("astraea", _SETTINGS)
-    segment, job = _segment(), _job(attained=attained, priority=priority)
-    assert _rank(policy, segment, job, max(a, b)) <= _rank(policy, segment, job, min(a, b))
+    heavy = (_segment(1, prompt=10, output=1.0), _job(attained=10_000))
+    assert _before(astraea, (_segment(2, prompt=2000), _job()), heavy, 5.0)
 
 
 def test_priority_moves_a_job_by_queues(astraea: Policy) -> None:
     levels = [
-        _rank(astraea, _segment(), _job(attained=40_000, priority=priority)).level
+        _key(astraea, _segment(), _job(attained=40_000, priority=priority)).level
         for priority in (-9, -1, 0, 1, 2, 9)
     ]
     assert levels == [11, 3, 2, 1, 0, 0]
 
 
+def test_overdue_is_sixty_three_times_the_service_and_thrice_the_backlog(astraea: Policy) -> None:
+    segment = _segment()
+    service = service_s(segment, _AT)
+    assert astraea.overdue_s(segment, _job(), _AT) == pytest.approx(63 * service)
+    busy = Conditions(_AT.speeds, backlog_s=40.0)
+    assert astraea.overdue_s(segment, _job(), busy) == pytest.approx(63 * service + 120.0)
+
+
+def test_the_overdue_go_by_arrival() -> None:
+    """Neither shortness nor priority nor a job's past lets later ones pass."""
+    scheduler = Scheduler(_SETTINGS, 1)
+    scheduler.submit(0.0, NewSegment(9, "long", 2000, 50, priority=-9))
+    now = 64 * service_s(scheduler.segments[9], _AT) + 1e3
+    scheduler.submit(1.0, NewSegment(8, "medium", 1000, 50))
+    scheduler.submit(now, NewSegment(1, "short", 5, 1, priority=9))
+    scheduler.jobs["short"].waited = 1e9
+    order = []
+    while scheduler.segments:
+        (decision,) = scheduler.plan(now, View(_AT.speeds)).admit
+        scheduler.started(now, decision.segment, 0)
+        scheduler.finish(now, decision.segment)
+        order.append(decision.segment)
+    assert order == [9, 8, 1]
+
+
 def _preempts(policy: Policy, now: float, *, quantum: int, waiting_prompt: int = 10) -> bool:
     victim = _running(_segment(1, prompt=4000), 0.0, quantum=quantum)
-    waiting = _segment(2, prompt=waiting_prompt, predicted=10.0)
-    ranks = (_rank(policy, waiting, _job(), now), _rank(policy, victim, _job(), now))
-    return policy.may_preempt(waiting, victim, ranks, _SPEEDS)
+    waiting = _segment(2, prompt=waiting_prompt, output=10.0)
+    keys = (_key(policy, waiting, _job(), now), _key(policy, victim, _job(), now))
+    return policy.may_preempt(waiting, victim, keys, now, _AT)
 
 
 def test_preemption_needs_a_clearly_higher_score(astraea: Policy) -> None:
-    service = service_s(_segment(2, prompt=10, predicted=10.0), _SPEEDS)
-    assert not _preempts(astraea, 1.9 * service, quantum=1000)
-    assert _preempts(astraea, 2.1 * service, quantum=1000)
+    victim, job = _segment(1, prompt=4000), _job()
+    rest = astraea.predictor.rest(job)
+    price = price_s(victim, rest, _AT)
+    for ratio, expected in ((1.9, False), (2.1, True)):
+        waiting = _segment(2, prompt=3900)
+        # The victim's score is that of the head start; the other's grows by waiting.
+        now = 20.0 * (ratio * price_s(waiting, rest, _AT) / price - 1)
+        keys = (_key(astraea, waiting, job, now), _key(astraea, _running(victim, 0.0, quantum=1000), job, now))
+        assert keys[0].score(now) == pytest.approx(ratio * keys[1].score(now))
+        assert astraea.may_preempt(waiting, victim, keys, now, _AT) is expected
 
 
 def test_preemption_leaves_everyone_a_quantum(astraea: Policy) -> None:
@@ -153,38 +236,258 @@ def test_nobody_is_preempted_for_something_longer(astraea: Policy) -> None:
 
 def test_nobody_is_preempted_for_a_lower_queue(astraea: Policy) -> None:
     victim = _running(_segment(1, prompt=4000), 0.0, quantum=1000)
-    waiting = _segment(2, prompt=10, predicted=10.0)
-    low = _job(attained=200_000)
-    ranks = (_rank(astraea, waiting, low, 2.0), _rank(astraea, victim, _job(), 2.0))
-    assert ranks[0].score > _SETTINGS.preempt_factor * ranks[1].score
-    assert not astraea.may_preempt(waiting, victim, ranks, _SPEEDS)
+    waiting = _segment(2, prompt=10, output=10.0)
+    keys = (_key(astraea, waiting, _job(attained=200_000), 2.0), _key(astraea, victim, _job(), 2.0))
+    assert keys[0].score(2.0) > _SETTINGS.preempt_factor * keys[1].score(2.0)
+    assert not astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
+    keys = (_key(astraea, waiting, _job(), 2.0), _key(astraea, victim, _job(attained=200_000), 2.0))
+    assert astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
+
+
+def test_few_run_at_once_where_batching_buys_little(astraea: Policy) -> None:
+    speeds = Speeds(step_base_s=0.0, step_segment_s=0.01)
+    assert astraea.width(speeds, 8, 40, 1000.0) == 1
+    assert all(_make(name).width(speeds, 8, 1, 1000.0) == 8 for name in _POLICIES if name != "astraea")
+
+
+# -- the paper -------------------------------------------------------------------------------------
+
+
+def test_the_papers_ratio_counts_the_jobs_waiting_and_the_calls_service() -> None:
+    paper, segment = _make("astraea_paper"), _segment(cached=400, arrived=1.0)
+    service = service_s(segment, _AT)
+    key = _key(paper, segment, _job(waited=30.0), 6.0)
+    assert key.score(6.0) == pytest.approx((35.0 + service) / service)
+
+
+def test_a_quota_demotes_by_one_queue_and_yielding_before_promotes_by_one() -> None:
+    paper, job = _make("astraea_paper"), _job()
+    levels = []
+    # Quotas 512, 1024 and 2048; the last queue has none.
+    for received in (512, 513, 1025, 2049, 10**6, 10**6, 2048, 5000, 1, 1, 1, 1):
+        paper.ended(_segment(received=received), job, 1.0, _AT)
+        levels.append(job.level)
+        assert _key(paper, _segment(), job).level == paper.level(job) == job.level
+    assert levels == [0, 1, 2, 3, 2, 3, 2, 3, 2, 1, 0, 0]
+
+
+def test_the_paper_takes_jobs_back_to_the_first_queue_from_the_last_only() -> None:
+    scheduler = Scheduler(SchedulerSettings(policy="astraea_paper"), 1)
+    for number, level in ((1, 0), (2, 2), (3, 3)):
+        scheduler.submit(0.0, NewSegment(number, f"job-{number}", 1000, 50))
+        scheduler.jobs[f"job-{number}"].level = level
+    scheduler.set_policy(0.0, "astraea_paper")
+    scheduler.plan(0.0, View(_AT.speeds))
+    scheduler.started(0.0, 1, 0)
+    service = service_s(scheduler.segments[3], _AT)
+    for ratio, level in ((7.9, 3), (8.1, 0)):
+        now = (ratio - 1) * service
+        scheduler.plan(now, View(_AT.speeds))
+        shown = scheduler.explain(scheduler.segments[3], now)
+        assert shown.score == pytest.approx(ratio)
+        assert (shown.level, scheduler.jobs["job-3"].level) == (level, level)
+        assert scheduler.explain(scheduler.segments[2], now).level == 2
+
+
+def _paper_with(levels: list[int], *, refill: bool) -> Scheduler:
+    settings = SchedulerSettings(policy="astraea_paper", paper_refill=refill)
+    scheduler = Scheduler(settings, 2)
+    for number, level in enumerate(levels):
+        scheduler.submit(float(number), NewSegment(number, f"job-{number}", 100, 50))
+        scheduler.jobs[f"job-{number}"].level = level
+    scheduler.set_policy(9.0, "astraea_paper")
+    return scheduler
+
+
+def _admit(scheduler: Scheduler, now: float = 10.0) -> list[int]:
+    plan = scheduler.plan(now, View(_AT.speeds))
+    assert not plan.preempt
+    for decision in plan.admit:
+        scheduler.started(now, decision.segment, 0)
+    return [decision.segment for decision in plan.admit]
+
+
+def test_the_paper_leaves_slots_empty_rather_than_filling_them_from_a_lower_queue() -> None:
+    scheduler = _paper_with([1, 0, 1], refill=True)
+    assert _admit(scheduler) == [1]
+    assert _admit(scheduler) == [0]
+    scheduler.finish(10.0, 1)
+    assert _admit(scheduler) == [2]
+
+
+def test_the_paper_taken_literally_runs_batches_to_their_end() -> None:
+    scheduler = _paper_with([0, 0, 0, 1], refill=False)
+    assert _admit(scheduler) == [0, 1]
+    scheduler.finish(10.0, 0)
+    assert _admit(scheduler) == []
+    scheduler.finish(10.0, 1)
+    assert _admit(scheduler) == [2]
+    scheduler.finish(10.0, 2)
+    assert _admit(scheduler) == [3]
+
+
+# -- the others ------------------------------------------------------------------------------------
 
 
 def test_fcfs_is_arrival_and_nothing_else() -> None:
-    fcfs = make("fcfs", _SETTINGS)
-    first = _rank(fcfs, _segment(7, prompt=9000, arrived=1.0), _job(attained=10**6, priority=-9), 50.0)
-    second = _rank(fcfs, _segment(3, prompt=1, arrived=2.0), _job(priority=9, waited=1e6), 50.0)
-    assert first < second
-    assert _rank(fcfs, _segment(3), _job()) < _rank(fcfs, _segment(7), _job())
-    assert fcfs.width(_SPEEDS, 4, 1, 1000.0) == 4
+    fcfs = _make("fcfs")
+    first = (_segment(7, prompt=9000, arrived=1.0), _job(attained=10**6, priority=-9))
+    second = (_segment(3, prompt=1, arrived=2.0), _job(priority=9, waited=1e6))
+    assert _before(fcfs, first, second, 50.0)
+    assert _before(fcfs, (_segment(3), _job()), (_segment(7), _job()), 50.0)
     assert not fcfs.preempts
     assert not _preempts(fcfs, 1e6, quantum=10**6)
 
 
-def test_reasons_are_readable(astraea: Policy) -> None:
-    segment = _segment(cached=800)
-    now = 3.0
-    job = _job(waited=2.0)
-    service = service_s(segment, _SPEEDS)
-    assert astraea.reason(_rank(astraea, segment, job, now), segment, job, now, _SPEEDS) == (
-        f"Q0, ratio {(5 + service) / service:.1f}: waited 5.0 s, needs {service:.1f} s (200 tokens uncached)"
+def test_sjf_lets_the_long_wait_for_ever() -> None:
+    sjf = _make("sjf")
+    short, long = _segment(2, prompt=999, arrived=1e6), _segment(1)
+    assert _before(sjf, (short, _job()), (long, _job(waited=1e6)), 1e6)
+    assert _before(sjf, (_segment(2, cached=10), _job()), (long, _job()), 0.0)
+    assert not sjf.preempts
+
+
+def test_hrrn_prefers_the_short_until_the_long_has_waited_for_its_length() -> None:
+    hrrn = _make("hrrn")
+    long, short = _segment(1, prompt=2000), _segment(2, prompt=200, output=10.0, arrived=90.0)
+    ratio = 1 + 10.0 / service_s(short, _AT)
+    at_100 = 1 + 100.0 / service_s(long, _AT)
+    assert _key(hrrn, short, _job(), 100.0).score(100.0) == pytest.approx(ratio)
+    assert _key(hrrn, long, _job(waited=1e6), 100.0).score(100.0) == pytest.approx(at_100)
+    assert not _before(hrrn, (long, _job()), (short, _job()), 100.0)
+    assert _before(hrrn, (long, _job()), (_segment(3, prompt=200, arrived=99.0), _job()), 100.0)
+
+
+def test_in_mlfq_a_call_sinks_by_what_it_received_itself() -> None:
+    mlfq = _make("mlfq")
+    job = _job(attained=10**6, priority=9)
+    levels = [_key(mlfq, _segment(received=n), job).level for n in (0, 512, 513, 1025, 2049, 10**6)]
+    assert levels == [0, 0, 1, 2, 3, 3]
+    assert mlfq.last_level == 3
+    early, late = _segment(2, prompt=9000, arrived=1.0), _segment(1, prompt=1, arrived=2.0)
+    assert _before(mlfq, (early, job), (late, job), 5.0)
+
+
+def test_in_mlfq_a_call_that_sank_gives_way_after_its_quantum() -> None:
+    mlfq = _make("mlfq")
+    waiting, job = _segment(2, prompt=9000), _job()
+    for received, quantum, expected in ((512, 100, False), (513, 63, False), (513, 64, True)):
+        victim = _running(_segment(1, received=received), 0.0, quantum=quantum)
+        keys = (_key(mlfq, waiting, job), _key(mlfq, victim, job))
+        assert mlfq.may_preempt(waiting, victim, keys, 0.0, _AT) is expected
+
+
+def test_plas_prefers_jobs_that_received_least_and_among_them_the_first() -> None:
+    plas = _make("plas")
+    light = (_segment(2, prompt=9000, arrived=5.0), _job(attained=8192))
+    heavy = (_segment(1, prompt=1, arrived=1.0), _job(attained=8193))
+    assert _before(plas, light, heavy, 9.0)
+    assert _before(plas, heavy, (_segment(3, arrived=2.0), _job(attained=30_000)), 9.0)
+    keys = (_key(plas, *light), _key(plas, *heavy))
+    victim = _running(heavy[0], 0.0, quantum=64)
+    assert plas.may_preempt(light[0], victim, keys, 9.0, _AT)
+    assert not plas.may_preempt(light[0], victim, (keys[1], keys[1]), 9.0, _AT)
+    victim.quantum = 63
+    assert not plas.may_preempt(light[0], victim, keys, 9.0, _AT)
+
+
+def test_in_plas_a_job_that_waited_eight_times_what_it_was_served_goes_first() -> None:
+    plas, segment, job = _make("plas"), _segment(), _job(waited=30.0)
+    job.served = 10.0
+    expected = 8 * (10.0 + service_s(segment, _AT)) - 30.0
+    assert plas.overdue_s(segment, job, _AT) == pytest.approx(expected)
+    job.waited = 1e6
+    assert plas.overdue_s(segment, job, _AT) == 0.0
+
+
+def _continuum(wait_s: float) -> Scheduler:
+    predictor = Predictor()
+    for _ in range(1000):
+        predictor.waits.observe(("", "shell"), wait_s)
+    return Scheduler(SchedulerSettings(policy="continuum"), 1, predictor=predictor)
+
+
+def test_continuum_prefers_those_that_return_within_their_time_to_live() -> None:
+    scheduler = _continuum(wait_s=5.0)
+    scheduler.plan(0.0, View(_AT.speeds))
+    for number, job in enumerate(("first", "second")):
+        scheduler.submit(float(number), NewSegment(number, job, 2000, 50))
+        scheduler.calls_tool(job, "shell")
+    assert {scheduler.explain(s, 2.0).level for s in scheduler.segments.values()} == {1}
+    for number in (0, 1):
+        scheduler.started(2.0, number, 0)
+        scheduler.finish(10.0, number)
+    # A return costs some 12 s of queue and prefill, nearly all waits last 5 s: held so long, and no longer.
+    until = {job.kept_until for job in scheduler.jobs.values()}
+    assert all(time == pytest.approx(15.0, rel=0.03) for time in until)
+    scheduler.submit(12.0, NewSegment(2, "newcomer", 50, 50))
+    scheduler.submit(14.0, NewSegment(3, "second", 2100, 50))
+    scheduler.submit(16.0, NewSegment(4, "first", 2100, 50))
+    assert [scheduler.explain(scheduler.segments[i], 20.0).level for i in (2, 3, 4)] == [1, 0, 1]
+    assert [_only(scheduler, 20.0 + n) for n in range(3)] == [3, 4, 2]
+
+
+def _only(scheduler: Scheduler, now: float) -> int:
+    (decision,) = scheduler.plan(now, View(_AT.speeds)).admit
+    scheduler.started(now, decision.segment, 0)
+    scheduler.finish(now, decision.segment)
+    return decision.segment
+
+
+def test_continuum_promises_nothing_when_waits_are_long() -> None:
+    scheduler = _continuum(wait_s=1000.0)
+    scheduler.plan(0.0, View(_AT.speeds))
+    scheduler.submit(0.0, NewSegment(1, "a", 100, 50))
+    scheduler.started(0.0, 1, 0)
+    scheduler.calls_tool("a", "shell")
+    scheduler.finish(10.0, 1)
+    assert scheduler.jobs["a"].kept_until < 20.0
+    scheduler.submit(1010.0, NewSegment(2, "a", 200, 50))
+    assert scheduler.explain(scheduler.segments[2], 1010.0).level == 1
+
+
+def test_continuum_goes_on_with_what_it_had_to_interrupt() -> None:
+    continuum, job = _make("continuum"), Job("a", 5.0)
+    assert _key(continuum, _segment(arrived=5.0), job, 6.0).level == 1
+    interrupted = _segment(arrived=5.0)
+    interrupted.preemptions = 1
+    assert _key(continuum, interrupted, job, 6.0) == Key(0, 5.0, 1.0)
+
+
+# -- reasons ---------------------------------------------------------------------------------------
+
+
+def _service(segment: Segment) -> str:
+    return f"{service_s(segment, _AT):.1f} s"
+
+
+def test_reasons_name_the_figures_that_decided() -> None:
+    segment = _segment(cached=800, received=600)
+    job = Job("a", 0.0, attained=10_000, waited=2.0, level=2)
+    needs = _service(segment)
+    score = _key(_make("astraea"), segment, job, 3.0).score(3.0)
+    ratio, own = (5.0 + service_s(segment, _AT)) / service_s(segment, _AT), 1 + 3 / service_s(segment, _AT)
+    expected = {
+        "astraea": f"Q1, score {score:.1f}: waited 5.0 s, needs {needs} (200 tokens uncached), "
+        "about 9 more calls",
+        "astraea_paper": f"Q2, ratio {ratio:.1f}: its job waited 5.0 s",
+        "fcfs": "in order of arrival, waited 3.0 s",
+        "sjf": f"shortest first: needs {needs} (200 tokens uncached)",
+        "hrrn": f"response ratio {own:.1f}: waited 3.0 s, needs {needs}",
+        "mlfq": "Q1 after 600 tokens, waited 3.0 s",
+        "plas": "Q1: its job received 10000 tokens, waited 3.0 s",
+        "continuum": "in order of its job's arrival, waited 3.0 s",
+    }
+    assert {name: _make(name).reason(segment, job, 3.0, _AT) for name in _POLICIES} == expected
+
+
+def test_reasons_for_going_before_the_others(astraea: Policy) -> None:
+    segment = _segment()
+    late = 64 * service_s(segment, _AT)
+    assert astraea.reason(segment, _job(), late, _AT) == (
+        f"overdue, by arrival: waited {late:.1f} s, needs {_service(segment)}"
     )
-    raised = _job(attained=10_000)
-    late = 10 * service
-    text = astraea.reason(_rank(astraea, segment, raised, late), segment, raised, late, _SPEEDS)
-    assert text.startswith("Q0, ratio 11.0: ")
-    assert text.endswith(", raised from Q1")
-    fcfs = make("fcfs", _SETTINGS)
-    assert fcfs.reason(_rank(fcfs, segment, job), segment, job, now, _SPEEDS) == (
-        "in order of arrival, waited 3.0 s"
+    back = Job("a", 0.0, segments=1, kept_until=7.0)
+    assert _make("continuum").reason(_segment(arrived=6.0), back, 8.0, _AT) == (
+        "back within its time-to-live, waited 2.0 s"
     )

@@ -9,62 +9,78 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from astraea_local.profile import SchedulerSettings
+from astraea_local.scheduler.cost import Conditions, service_s, work_s
 from astraea_local.scheduler.job import SegmentState
-from astraea_local.scheduler.predictor import Speeds, service_s
-from astraea_local.scheduler.scheduler import NewSegment, Scheduler, View
+from astraea_local.scheduler.policies import POLICIES
+from astraea_local.scheduler.predictor import Predictor
+from astraea_local.scheduler.scheduler import NewSegment, Plan, Scheduler, View
+from astraea_local.scheduler.speeds import Speeds
 from tests.scheduler.executor import Executor
 
-_POLICIES = ["astraea", "fcfs"]
+_POLICIES = list(POLICIES)
+_PREEMPTIVE = [name for name, policy in POLICIES.items() if policy.preempts]
 _POOL = 400
 _LONGEST_PROMPT, _MOST_OUTPUT = 200, 60
 # Small figures, so that queues, aging and preemption all happen within a few simulated seconds.
 _SETTINGS = {
     "level_tokens": (60, 300),
     "aging_ratio": 2.0,
+    "head_start_s": 0.5,
     "preempt_factor": 1.5,
     "min_quantum_tokens": 8,
+    "paper_quota_tokens": (40, 120),
+    "paper_aging_ratio": 3.0,
     "predicted_output_tokens": 20,
 }
-_CPU = Speeds(prefill_tokens_s=500.0, step_base_s=0.001, step_segment_s=0.01)
-_GPU = Speeds(prefill_tokens_s=5000.0, step_base_s=0.01, step_segment_s=0.0001, step_token_s=0.0)
+_CPU = Speeds(prefill_token_s=0.002, step_base_s=0.001, step_segment_s=0.01)
+_GPU = Speeds(prefill_token_s=0.0002, step_base_s=0.01, step_segment_s=0.0001, step_token_s=0.0)
+_KINDS = ("", "coder", "chat")
+_TOOLS = ("", "shell", "shell:pytest")
+_CALL = st.tuples(
+    st.integers(0, 5),
+    st.integers(1, _LONGEST_PROMPT),
+    st.integers(1, _MOST_OUTPUT),
+    st.floats(0, 1),
+    st.none() | st.integers(-9, 9),
+    st.sampled_from(_TOOLS),
+)
 
 
-def _scheduler(policy: str, slots: int) -> Scheduler:
-    return Scheduler(SchedulerSettings.model_validate(_SETTINGS | {"policy": policy}), slots)
+def _scheduler(policy: str, slots: int, predictor: Predictor | None = None, **changes: object) -> Scheduler:
+    settings_ = SchedulerSettings.model_validate(_SETTINGS | {"policy": policy} | changes)
+    return Scheduler(settings_, slots, predictor=predictor)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Requests, cancellations, tool waits and steps in any order; at the end everything is finished."""
+    """Whatever the engine can report, in any order; at the end everything is finished."""
 
     @initialize(
         policy=st.sampled_from(_POLICIES),
+        refill=st.booleans(),
         slots=st.integers(1, 4),
         pool=st.sampled_from([None, _POOL]),
         keeps_kv=st.booleans(),
         speeds=st.sampled_from([_CPU, _GPU]),
     )
-    def start(self, policy: str, slots: int, pool: int | None, keeps_kv: bool, speeds: Speeds) -> None:
-        self.policy = policy
-        self.executor = Executor(_scheduler(policy, slots), speeds, pool, keeps_kv)
-        self.scheduler = self.executor.scheduler
-        self.deferred: set[int] = set()
+    def start(
+        self, policy: str, refill: bool, slots: int, pool: int | None, keeps_kv: bool, speeds: Speeds
+    ) -> None:
+        self.scheduler = _scheduler(policy, slots, paper_refill=refill)
+        self.executor = Executor(self.scheduler, speeds, pool, keeps_kv)
 
-    @rule(
-        job=st.integers(0, 5),
-        prompt=st.integers(1, _LONGEST_PROMPT),
-        output=st.integers(1, _MOST_OUTPUT),
-        cached=st.floats(0, 1),
-        priority=st.none() | st.integers(-9, 9),
-    )
-    def submit(self, job: int, prompt: int, output: int, cached: float, priority: int | None) -> None:
-        self.executor.submit(
-            f"job-{job}",
-            prompt,
-            output,
-            max_output=_MOST_OUTPUT,
-            cached=int(cached * prompt),
-            priority=priority,
-        )
+    @rule(calls=st.lists(_CALL, min_size=1, max_size=5))
+    def submit(self, calls: list[tuple[int, int, int, float, int | None, str]]) -> None:
+        for job, prompt, output, cached, priority, tool in calls:
+            self.executor.submit(
+                f"job-{job}",
+                prompt,
+                output,
+                max_output=_MOST_OUTPUT,
+                cached=int(cached * prompt),
+                priority=priority,
+                kind=_KINDS[job % 3],
+                tool=tool,
+            )
 
     @rule(steps=st.integers(1, 30))
     def step(self, steps: int) -> None:
@@ -78,20 +94,44 @@ class SchedulerMachine(RuleBasedStateMachine):
         deferred = data.draw(st.frozensets(st.sampled_from(waiting), min_size=1))
         self.executor.step(deferred)
 
+    @precondition(lambda self: self.executor.waiting)
+    @rule()
+    def step_whose_admissions_fail(self) -> None:
+        self.executor.step(admissions_fail=True)
+
     @precondition(lambda self: self.scheduler.segments)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         self.executor.cancel(data.draw(st.sampled_from(sorted(self.scheduler.segments))))
 
+    @precondition(lambda self: self.executor.running)
+    @rule()
+    def pool_is_full(self) -> None:
+        last = self.scheduler.last(self.executor.now)
+        assert last is not None
+        self.executor.stop(last.id)
+
     @precondition(lambda self: self.executor.waiting)
     @rule(data=st.data(), share=st.floats(0, 1))
     def lose_or_find_kv(self, data: st.DataObject, share: float) -> None:
         segment = data.draw(st.sampled_from(self.executor.waiting))
-        self.scheduler.set_cached(segment.id, int(share * segment.context), restore_s=share)
+        self.scheduler.set_cached(self.executor.now, segment.id, int(share * segment.context), share)
 
-    @rule(seconds=st.floats(0, 100))
+    @rule(seconds=st.floats(0, 300))
     def nothing_happens(self, seconds: float) -> None:
         self.executor.now += seconds
+
+    @rule(speeds=st.sampled_from([_CPU, _GPU]), pool=st.sampled_from([None, _POOL, 2 * _POOL]))
+    def speeds_and_room_change(self, speeds: Speeds, pool: int | None) -> None:
+        self.executor.speeds, self.executor.pool = speeds, pool
+
+    @rule(policy=st.sampled_from(_POLICIES))
+    def another_policy(self, policy: str) -> None:
+        self.scheduler.set_policy(self.executor.now, policy)
+
+    @rule(job=st.integers(0, 5), tool=st.sampled_from(_TOOLS))
+    def calls_tool(self, job: int, tool: str) -> None:
+        self.scheduler.calls_tool(f"job-{job}", tool)
 
     @rule(job=st.integers(0, 5), age=st.floats(0, 200))
     def end_and_forget(self, job: int, age: float) -> None:
@@ -111,6 +151,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             for job in self.scheduler.jobs.values():
                 assert job.active == {s.id for s in self.scheduler.segments.values() if s.job == job.id}
 
+    @invariant()
+    def whatever_waits_can_be_explained(self) -> None:
+        if hasattr(self, "scheduler"):
+            for segment in self.executor.waiting:
+                shown = self.scheduler.explain(segment, self.executor.now)
+                assert shown.reason
+                assert math.isfinite(shown.score)
+                assert shown.service_s > 0
+
     def teardown(self) -> None:
         """Whatever was submitted comes to its end, in a number of steps bounded by the work."""
         if not hasattr(self, "scheduler"):
@@ -126,7 +175,49 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(deadline=None, max_examples=80, stateful_step_count=25)
+TestScheduler.settings = settings(deadline=None, max_examples=200, stateful_step_count=30)
+
+_ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.integers(1, _LONGEST_PROMPT),
+        st.integers(1, _MOST_OUTPUT),
+        st.integers(0, 9),
+        st.integers(-1, 1),
+    ),
+    max_size=15,
+)
+
+
+def _serve(executor: Executor, arrivals: list[tuple[int, int, int, int, int]]) -> list[Plan]:
+    for job, prompt, output, steps, priority in arrivals:
+        executor.submit(
+            f"job-{job}",
+            prompt,
+            output,
+            max_output=_MOST_OUTPUT,
+            priority=priority,
+            kind=_KINDS[job % 3],
+            tool=_TOOLS[output % 3],
+        )
+        for _ in range(steps):
+            executor.step()
+    executor.run()
+    return executor.plans
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+@given(arrivals=_ARRIVALS, slots=st.integers(1, 4), refill=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_each_call_runs_to_its_end_once_and_the_same_events_give_the_same_plans(
+    policy: str, arrivals: list[tuple[int, int, int, int, int]], slots: int, refill: bool
+) -> None:
+    first, second = (Executor(_scheduler(policy, slots, paper_refill=refill), _CPU) for _ in range(2))
+    assert _serve(first, arrivals) == _serve(second, arrivals)
+    assert sorted(first.finished) == sorted(first.admitted) == sorted(first.outputs)
+    # With its KV kept, nothing of a segment is computed twice.
+    for (_job, prompt, output, _steps, _priority), number in zip(arrivals, sorted(first.outputs), strict=True):
+        assert first.received[number] == prompt + output - 1
 
 
 @pytest.mark.parametrize("pool", [None, _POOL])
@@ -145,21 +236,69 @@ def test_fcfs_admits_strictly_in_order_of_arrival(
             plan = executor.step()
             assert not plan.preempt
             assert pool is not None or len(plan.order) == min(slots, len(plan.order) + len(executor.waiting))
-    while executor.scheduler.segments:
-        executor.step()
+    executor.run()
     assert executor.admitted == sorted(executor.outputs)
 
 
-def _bound_s(executor: Executor, number: int, before: list[int]) -> float:
-    """The longest that segment may wait when those in `before` are all that can be ahead of it."""
-    settings_ = executor.scheduler.settings
-    overdue = settings_.aging_ratio**2
-    segment = executor.scheduler.segments[number]
-    slots, speeds = executor.scheduler.slots, executor.speeds
-    steps = sum(_LONGEST_PROMPT + executor.outputs[other] for other in before)
-    longest_step = executor.prefill_tokens / speeds.prefill_tokens_s
-    longest_step += speeds.decode_step(slots, slots * (_LONGEST_PROMPT + _MOST_OUTPUT))
-    return (overdue - 1) * service_s(segment, speeds) + (steps + 1) * longest_step
+class _Watch:
+    """A waiting segment, and how long it may still wait under `astraea`.
+
+    It becomes overdue after at most (a^2 - 1) T + 3 B: a is `aging_ratio`, T its predicted service, B the
+    largest backlog while it waits, the machine time of all that wait. Costs are made anew when the backlog
+    has doubled or halved, and less than a second counts as one, so that B is known within a factor of two
+    and at least two seconds. From then on only those that run, and those that came before, go before it:
+    each step does some of their work. That is independent of how many come later, how short they are,
+    their priority, and how long their jobs waited in the past.
+    """
+
+    def __init__(self, executor: Executor, number: int) -> None:
+        self.executor, self.number = executor, number
+        self.segment = executor.scheduler.segments[number]
+        self.since = executor.now
+        self.backlog_s = 0.0
+        self.overdue_since = math.inf
+        self.before: set[int] = set()
+        self.steps = 0
+
+    @property
+    def admitted(self) -> bool:
+        return self.number in self.executor.admitted
+
+    def step(self) -> None:
+        """One step of the executor, and what must hold before and after it."""
+        executor = self.executor
+        one = Conditions(executor.speeds, width=1)
+        self.backlog_s = max(self.backlog_s, sum(work_s(s, one) for s in executor.waiting))
+        executor.step()
+        if self.admitted:
+            return
+        if self.overdue_since < math.inf:
+            assert {s.id for s in executor.running} <= self.before
+            assert executor.now - self.overdue_since <= self.steps * self.longest_step_s()
+        elif self.segment.waited_at(executor.now) > self.limit_s():
+            reason = executor.scheduler.explain(self.segment, executor.now).reason
+            assert reason.startswith("overdue, by arrival"), reason
+            self._is_overdue()
+
+    def limit_s(self) -> float:
+        all_slots = Conditions(self.executor.speeds, self.executor.scheduler.slots)
+        patience = 3 * 2 * max(1.0, self.backlog_s)
+        aging = self.executor.scheduler.settings.aging_ratio
+        return (aging**2 - 1) * service_s(self.segment, all_slots) + patience
+
+    def longest_step_s(self) -> float:
+        executor = self.executor
+        slots = executor.scheduler.slots
+        prefill_s = executor.speeds.prefill(executor.prefill_tokens, 0)
+        return prefill_s + executor.speeds.decode_step(slots, slots * (_LONGEST_PROMPT + _MOST_OUTPUT))
+
+    def _is_overdue(self) -> None:
+        executor = self.executor
+        self.overdue_since = executor.now
+        ahead = [*executor.running, *(s for s in executor.waiting if s.id < self.number)]
+        self.before = {s.id for s in ahead}
+        outputs = executor.outputs
+        self.steps = 1 + sum(s.uncached + max(0, outputs[s.id] - s.output) for s in ahead)
 
 
 @settings(deadline=None, max_examples=40)
@@ -181,50 +320,53 @@ def test_no_stream_of_short_segments_keeps_a_long_one_waiting(
     history_s: float,
     priority: int,
 ) -> None:
-    """A segment with predicted service T waits at most (a^2 - 1) T and the work then ahead of it.
-
-    a is `aging_ratio`. After waiting (a^2 - 1) T its own ratio is a^2: it is overdue, before all that are
-    not, and of the overdue the first to arrive goes first. So from then on
-    nothing that came later is admitted before it. What is ahead are the segments that came before it and
-    those that are running: each step does some of their work, in whatever order. That is independent of
-    how many come later, how short they are, their priority, and how long their jobs waited in the past.
-    """
     executor = Executor(_scheduler("astraea", slots), _CPU)
     for prompt, output in earlier:
         executor.submit("earlier", prompt, output)
-    long = executor.submit("long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=priority)
-    arrived = executor.now
-    # All that came before; and at most one for each slot of those that came later.
-    bound = _bound_s(executor, long, [n for n in executor.outputs if n != long] + [long] * slots)
+    long = _Watch(executor, executor.submit("long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=priority))
     stream = cycle(later)
-    while long not in executor.admitted:
+    while not long.admitted:
         while len(executor.waiting) <= queued:
             job, prompt, output = next(stream)
             executor.submit(f"short-{job}", prompt, output, priority=9)
             executor.scheduler.jobs[f"short-{job}"].waited += history_s
-        executor.step()
-        assert executor.now - arrived <= bound
+        long.step()
 
 
 def test_agents_that_never_pause_do_not_lock_out_a_newcomer() -> None:
-    """Past waiting counts for their jobs: each new segment of theirs starts with a high ratio."""
+    """Past waiting counts for their jobs: each new segment of theirs starts with a high score."""
     executor = Executor(_scheduler("astraea", 1), _CPU)
-    agents = ("a", "b", "c")
 
-    def step() -> None:
-        for agent in agents:
+    def agents_go_on() -> None:
+        for agent in ("a", "b", "c"):
             if agent not in executor.scheduler.jobs or not executor.scheduler.jobs[agent].active:
                 executor.submit(agent, 10, 5)
-        executor.step()
 
     while executor.now < 60:
-        step()
-    newcomer = executor.submit("newcomer", _LONGEST_PROMPT, _MOST_OUTPUT)
-    arrived = executor.now
-    bound = _bound_s(executor, newcomer, [n for n in executor.scheduler.segments if n != newcomer])
-    while newcomer not in executor.admitted:
-        step()
-        assert executor.now - arrived <= bound
+        agents_go_on()
+        executor.step()
+    newcomer = _Watch(executor, executor.submit("newcomer", _LONGEST_PROMPT, _MOST_OUTPUT))
+    while not newcomer.admitted:
+        agents_go_on()
+        newcomer.step()
+    assert executor.finished[-1] != newcomer.number
+
+
+def test_nothing_takes_the_slot_of_one_that_was_overdue() -> None:
+    executor = Executor(_scheduler("astraea", 1), _CPU)
+    executor.submit("a", 100, 60)
+    executor.step()
+    long = executor.submit("long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=-9)
+    executor.now += 60.0
+    while long not in executor.admitted:
+        executor.step()
+    for number in range(40):
+        if long in executor.finished:
+            break
+        executor.submit(f"short-{number}", 1, 1, priority=9)
+        assert not executor.step().preempt
+    executor.run()
+    assert executor.finished[:2] == [1, long]
 
 
 def test_a_short_segment_passes_long_ones_that_came_before() -> None:
@@ -233,8 +375,7 @@ def test_a_short_segment_passes_long_ones_that_came_before() -> None:
     executor.step()
     executor.submit("long", 200, 60)
     short = executor.submit("short", 5, 3, max_output=3)
-    while executor.scheduler.segments:
-        executor.step()
+    executor.run()
     assert executor.finished.index(short) < 2
     assert executor.admitted[0] == running
 
@@ -248,7 +389,7 @@ def test_a_running_segment_gives_way_to_a_much_shorter_one_after_its_quantum() -
     preempting = next(plan for plan in plans if plan.preempt)
     assert [d.segment for d in preempting.preempt] == [long]
     assert [d.segment for d in preempting.admit] == [short]
-    assert "short" in preempting.preempt[0].reason
+    assert preempting.preempt[0].reason == "gave way to short"
     assert executor.finished[0] == short
     assert executor.scheduler.segments[long].preemptions == 1
 
@@ -260,10 +401,45 @@ def test_each_admission_starts_a_new_quantum() -> None:
     scheduler.advance(1, computed=100, output=0)
     scheduler.stopped(1.0, 1, 100)
     scheduler.started(2.0, 1, 100)
-    scheduler.submit(2.0, NewSegment(2, "short", 2, 1))
+    scheduler.submit(2.0, NewSegment(2, "short", 2, 1, priority=1))
     assert not scheduler.plan(30.0, View(_CPU)).preempt
     scheduler.advance(1, computed=8, output=0)
     assert scheduler.plan(30.0, View(_CPU)).preempt
+
+
+def _agents_and_chats(wait_s: float, calls: int) -> Predictor:
+    """Has seen agents make so many calls with a tool between them, and chats make one."""
+    predictor = Predictor()
+    for _ in range(60):
+        for number in range(1, calls + 1):
+            predictor.calls.observe("agent", number, ended=number == calls)
+    for _ in range(2000):
+        predictor.calls.observe("chat", 1, ended=True)
+        predictor.waits.observe(("kind agent",), wait_s)
+        for kind in ("agent", "chat"):
+            predictor.outputs.observe((kind,), 100)
+            predictor.growth.observe((kind,), 100)
+    return predictor
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    wait_s=st.floats(0.1, 10),
+    calls=st.integers(20, 250),
+    agent=st.integers(50, 1000),
+    chat=st.integers(500, 8000),
+)
+def test_two_segments_do_not_take_the_slot_from_each_other_again_and_again(
+    wait_s: float, calls: int, agent: int, chat: int
+) -> None:
+    """What an agent's call is worth depends on how much waits: little, and each swap changes who waits."""
+    predictor = _agents_and_chats(wait_s, calls)
+    executor = Executor(Scheduler(SchedulerSettings(), 1, predictor=predictor), _CPU)
+    executor.submit("chat", chat, 100, kind="chat")
+    executor.step()
+    executor.submit("agent", agent, 100, kind="agent")
+    executor.run()
+    assert sum(executor.preempted.values()) <= 1
 
 
 def test_preemption_respects_the_pool() -> None:
@@ -311,7 +487,9 @@ def test_queue_time_is_what_passed_while_it_waited(policy: str) -> None:
     job = scheduler.jobs["a"]
     assert ended.waited_at(20.0) == job.waited == 7.0
     assert (job.attained, job.segments, job.output_tokens) == (71, 1, 2)
+    assert job.served == 3.0
     scheduler.submit(30.0, NewSegment(2, "a", 60, 20))
+    assert job.tool_s == 10.0
     scheduler.finish(32.5, 2)
     assert job.waited == 9.5
 
@@ -332,6 +510,9 @@ def test_only_jobs_that_wait_for_their_client_are_forgotten() -> None:
     assert scheduler.jobs["old"].parent == "lead"
     assert scheduler.forget(15.0) == ["old"]
     assert set(scheduler.jobs) == {"recent", "active"}
+    scheduler.end_job("recent")
+    assert scheduler.forget(15.0) == []
+    assert scheduler.forget(25.0) == ["recent"]
 
 
 def test_a_new_request_revives_an_ended_job() -> None:
@@ -360,12 +541,12 @@ def test_jobs_soon_back_from_a_tool_widen_the_batch() -> None:
 
 def test_last_is_who_would_be_given_up_first() -> None:
     scheduler = _scheduler("fcfs", 3)
-    assert scheduler.last(0.0, _CPU) is None
+    assert scheduler.last(0.0) is None
     for number in (1, 2, 3):
         scheduler.submit(float(number), NewSegment(number, f"job-{number}", 5, 5))
     scheduler.started(4.0, 1, 0)
     scheduler.started(4.0, 2, 0)
-    last = scheduler.last(5.0, _CPU)
+    last = scheduler.last(5.0)
     assert last is not None
     assert last.id == 2
 
@@ -375,7 +556,127 @@ def test_every_segment_can_be_explained(policy: str) -> None:
     scheduler = _scheduler(policy, 1)
     segment = scheduler.submit(0.0, NewSegment(1, "a", 500, 5))
     assert segment.state is SegmentState.WAITING
-    rank, service, reason = scheduler.explain(segment, 3.0, _CPU)
-    assert math.isfinite(rank.score)
-    assert service == pytest.approx(1.0 + 5 * _CPU.decode_step(1, 500))
-    assert "waited 3.0 s" in reason
+    # Another one takes the slot, so that the first goes on waiting while speeds are known.
+    scheduler.plan(0.0, View(_CPU, deferred=frozenset([1])))
+    shown = scheduler.explain(segment, 3.0)
+    assert math.isfinite(shown.score)
+    output = min(5.0, segment.expected_output.mean)
+    assert shown.service_s == pytest.approx(1.0 + output * _CPU.decode_step(1, 500))
+    assert "3.0 s" in shown.reason
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_another_policy_takes_over_at_once(policy: str) -> None:
+    """What came last goes first as soon as the shortest do, and what runs goes on running."""
+    scheduler = _scheduler(policy, 1)
+    scheduler.submit(0.0, NewSegment(1, "a", 100, 5))
+    scheduler.started(0.0, 1, 0)
+    for number in range(2, 9):
+        scheduler.submit(float(number), NewSegment(number, f"job-{number}", 1000 - 100 * number, 5))
+    scheduler.set_policy(9.0, "sjf")
+    assert scheduler.plan(9.0, View(_CPU)).order == (1,)
+    scheduler.finish(9.0, 1)
+    order = []
+    while scheduler.segments:
+        (decision,) = scheduler.plan(10.0, View(_CPU)).admit
+        scheduler.started(10.0, decision.segment, 0)
+        scheduler.finish(10.0, decision.segment)
+        order.append(decision.segment)
+    assert order == [8, 7, 6, 5, 4, 3, 2]
+    with pytest.raises(ValueError, match="no policy named 'best': choose one of astraea, "):
+        scheduler.set_policy(11.0, "best")
+    assert scheduler.policy.name == "sjf"
+
+
+def test_kv_that_was_found_moves_a_segment_forward() -> None:
+    scheduler = _scheduler("astraea", 1)
+    for number in (1, 2):
+        scheduler.submit(0.0, NewSegment(number, f"job-{number}", 150, 5))
+    assert scheduler.plan(0.0, View(_CPU)).order == (1,)
+    scheduler.set_cached(0.0, 2, 140, 0.0)
+    assert scheduler.plan(0.0, View(_CPU)).order == (2,)
+    scheduler.set_cached(0.0, 2, 140, restore_s=60.0)
+    assert scheduler.plan(0.0, View(_CPU)).order == (1,)
+
+
+def test_a_new_priority_holds_for_all_segments_of_the_job() -> None:
+    scheduler = _scheduler("astraea", 1)
+    for number, job in ((1, "a"), (2, "b"), (3, "c")):
+        scheduler.submit(0.0, NewSegment(number, job, 50, 5))
+        scheduler.jobs[job].attained = 100
+    scheduler.set_policy(0.0, "astraea")
+    assert scheduler.plan(1.0, View(_CPU)).order == (1,)
+    scheduler.submit(1.0, NewSegment(4, "b", 190, 5, priority=1))
+    assert scheduler.plan(1.0, View(_CPU)).order == (2,)
+
+
+@pytest.mark.parametrize("policy", ["astraea", "plas"])
+def test_what_one_segment_receives_counts_for_its_siblings_that_wait(policy: str) -> None:
+    scheduler = _scheduler(policy, 1)
+    scheduler.submit(0.0, NewSegment(1, "wide", 200, 5))
+    scheduler.submit(0.0, NewSegment(2, "wide", 50, 5))
+    scheduler.submit(0.0, NewSegment(3, "other", 60, 5))
+    scheduler.started(0.0, 1, 0)
+    assert scheduler.explain(scheduler.segments[2], 1.0).level == 0
+    scheduler.advance(1, computed=61, output=0)
+    scheduler.plan(1.0, View(_CPU))
+    assert [scheduler.explain(scheduler.segments[i], 1.0).level for i in (2, 3)] == [1, 0]
+
+
+def test_a_tool_is_learned_by_the_name_that_was_told_last() -> None:
+    scheduler = _scheduler("fcfs", 1)
+    scheduler.submit(0.0, NewSegment(1, "a", 5, 5))
+    scheduler.finish(1.0, 1)
+    scheduler.calls_tool("a", "shell")
+    scheduler.calls_tool("unknown", "shell")
+    assert scheduler.jobs["a"].tool == "shell"
+    scheduler.submit(3.0, NewSegment(2, "a", 9, 5))
+    scheduler.finish(4.0, 2)
+    scheduler.submit(5.0, NewSegment(3, "a", 20, 5, tool="shell:pytest"))
+    assert scheduler.jobs["a"].tools == {"shell": 1, "shell:pytest": 1}
+    assert scheduler.predictor.waits.seen("shell") == 2
+    assert scheduler.predictor.waits.seen("shell:pytest") == 1
+
+
+def test_a_silent_job_is_counted_as_over_once_and_may_return() -> None:
+    scheduler = _scheduler("fcfs", 1)
+    calls = scheduler.predictor.calls
+    scheduler.submit(0.0, NewSegment(1, "a", 5, 5))
+    scheduler.finish(1.0, 1)
+    scheduler.plan(180.0, View(_CPU))
+    assert (calls.count, scheduler.jobs["a"].presumed_over) == (0, False)
+    for now in (181.0, 1000.0):
+        scheduler.plan(now, View(_CPU))
+        assert (calls.count, scheduler.jobs["a"].presumed_over) == (1, True)
+    scheduler.submit(2000.0, NewSegment(2, "a", 5, 5))
+    assert (calls.count, scheduler.jobs["a"].presumed_over) == (1, False)
+    scheduler.finish(2001.0, 2)
+    scheduler.end_job("a")
+    scheduler.end_job("a")
+    assert calls.count == 2
+    assert scheduler.forget(3000.0) == ["a"]
+    assert calls.count == 2
+
+
+def test_a_job_that_is_forgotten_counts_as_over() -> None:
+    scheduler = _scheduler("fcfs", 1)
+    scheduler.submit(0.0, NewSegment(1, "a", 5, 5))
+    scheduler.finish(1.0, 1)
+    assert scheduler.forget(2.0) == ["a"]
+    assert scheduler.predictor.calls.count == 1
+    assert not scheduler.jobs
+
+
+@pytest.mark.parametrize("policy", _PREEMPTIVE)
+def test_preemptive_policies_preempt_and_others_do_not(policy: str) -> None:
+    def preemptions(name: str) -> int:
+        executor = Executor(_scheduler(name, 1), _CPU)
+        executor.submit("long", 200, 60)
+        for number in range(20):
+            executor.step()
+            executor.submit(f"short-{number}", 2, 1, max_output=1)
+        executor.run()
+        return sum(executor.preempted.values())
+
+    assert preemptions(policy) > 0
+    assert not any(preemptions(name) for name in _POLICIES if name not in _PREEMPTIVE)

@@ -42,14 +42,14 @@ class Astraea(Policy):
     def key(self, segment: Segment, job: Job, now: float, at: Conditions) -> Key:
         level = max(0, self.level(job) - job.priority)
         credit = self.settings.head_start_s + job.waited + segment.waited_at(now)
-        return Key(level, now - credit, price_s(segment, self.predictor.rest(job), at))
+        return Key(level, now - credit, price_s(segment, at))
 
     def reason(self, segment: Segment, job: Job, now: float, at: Conditions) -> str:
         service, own = service_s(segment, at), segment.waited_at(now)
         if own >= self.overdue_s(segment, job, at):
             return f"overdue, by arrival: waited {own:.1f} s, needs {service:.1f} s"
         key = self.key(segment, job, now, at)
-        later = self.predictor.rest(job).segments
+        later = segment.rest.segments
         words = f"Q{key.level}, score {key.score(now):.1f}: waited {job.waited + own:.1f} s, "
         words += f"needs {service:.1f} s ({segment.uncached} tokens uncached)"
         return f"{words}, about {later:.0f} more calls" if later >= 0.5 else words

@@ -52,7 +52,7 @@ class Policy(ABC):
         """Own waiting after which the segment goes before all others, by arrival."""
         return math.inf
 
-    def ended(self, segment: Segment, job: Job, now: float, at: Conditions) -> None:
+    def ended(self, segment: Segment, job: Job, now: float, at: Conditions) -> None:  # noqa: B027
         """A segment ended and its job begins to wait for a tool: the place to move it between queues."""
 
     def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:

@@ -27,7 +27,8 @@ class Continuum(Policy):
         return 0 if job.kept_until > job.since else 1
 
     def key(self, segment: Segment, job: Job, now: float, at: Conditions) -> Key:
-        in_time = segment.arrived <= job.kept_until or segment.preemptions > 0
+        returned = job.segments > 0 and segment.arrived <= job.kept_until
+        in_time = returned or segment.preemptions > 0
         return Key(0 if in_time else 1, job.created, 1.0)
 
     def reason(self, segment: Segment, job: Job, now: float, at: Conditions) -> str:

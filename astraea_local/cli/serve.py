@@ -1,0 +1,111 @@
+"""`astraea-local serve`."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from astraea_local.cli.app import app
+from astraea_local.cli.shared import DEFAULT_PROFILE, ProfileName, err, fail, progress_bar, settle
+from astraea_local.profile import Profile
+
+_TELL_S = 2.0
+
+
+@app.command(epilog="Example: astraea-local serve --model qwen3-8b-q4_k_m.gguf --ctx 32768")
+def serve(
+    profile: ProfileName = DEFAULT_PROFILE,
+    model: Annotated[str | None, typer.Option(help="A GGUF file.")] = None,
+    hf: Annotated[str | None, typer.Option(help="OWNER/REPO[:QUANT] on the Hugging Face hub.")] = None,
+    host: Annotated[str | None, typer.Option(help="Loopback address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one.")] = None,
+    ctx: Annotated[int | None, typer.Option(help="KV cells in total.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Segments running at the same time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU; -1 = all.")] = None,
+    kv_layout: Annotated[str | None, typer.Option(help="auto, per_slot or unified.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Who runs next; see `policy`.")] = None,
+    no_tui: Annotated[bool, typer.Option("--no-tui", help="Plain log lines instead of the UI.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, llama.cpp included.")] = False,
+) -> None:
+    """Hosts a model until Ctrl-C.
+
+    Options win over the profile. Without any, the embedded demo model is served.
+    """
+    del no_tui
+    if model is not None and hf is not None:
+        fail("--model and --hf exclude each other")
+    changes = {
+        "model.source": f"hf:{hf}" if hf is not None else model,
+        "model.threads": threads,
+        "model.gpu_layers": gpu_layers,
+        "context.size": ctx,
+        "context.slots": slots,
+        "kv.layout": kv_layout,
+        "scheduler.policy": policy,
+        "server.host": host,
+        "server.port": port,
+    }
+    settings, path = settle(profile, changes)
+    run_server(settings, path, verbose=verbose)
+
+
+def run_server(profile: Profile, path: Path, *, verbose: bool) -> None:
+    from astraea_local.api import server
+    from astraea_local.doctor import idle_gpu
+    from astraea_local.engine.binding import BindingError
+    from astraea_local.engine.supervisor import EngineStartError
+
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        # Here it only reads the vocabulary and grammars; what it refuses is reported as our own error.
+        logging.getLogger("llama.cpp").setLevel(logging.CRITICAL)
+    for chatty in ("asyncio", "httpx", "httpcore", "sse_starlette"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+    def ready(facts: Any, url: str) -> None:
+        progress.stop()
+        err.print(
+            f"{facts.model} ({facts.model_class}) on {url}/v1: {facts.slots} slots, {facts.context} cells "
+            f"{facts.layout}, {facts.job_context} tokens for a job, GPU: {facts.offloaded}, "
+            f"policy {profile.scheduler.policy}",
+            soft_wrap=True,
+        )
+        if not facts.calibrated:
+            err.print("not calibrated: planning by a brief measurement; see `astraea-local calibrate --help`")
+        if (line := idle_gpu()) is not None:
+            err.print(f"warning: {line}", soft_wrap=True)
+
+    told_at = time.monotonic()
+
+    def loading(share: float) -> None:
+        nonlocal told_at
+        progress.update(bar, completed=share)
+        # Without a terminal there is no bar: a line now and then, when it takes long enough to wonder.
+        if not err.is_terminal and time.monotonic() - told_at > _TELL_S:
+            told_at = time.monotonic()
+            err.print(f"loading {path.name}: {share:.0%}")
+
+    try:
+        sock = server.listen(profile.server)
+        with progress_bar("loading model") as progress:
+            bar = progress.add_task(path.name, total=1.0)
+            asyncio.run(
+                server.serve(
+                    profile,
+                    path,
+                    sock,
+                    on_progress=loading,
+                    on_ready=ready,
+                    log_level=level,
+                )
+            )
+    except (server.ServeError, BindingError, EngineStartError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    err.print("stopped")
