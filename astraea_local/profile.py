@@ -75,16 +75,18 @@ class SchedulerSettings(_Section):
     """Which segment runs next; `astraea-local policy --help` says what each does."""
     max_step_ms: float = Field(default=250.0, gt=0)
     """Longest step, in milliseconds, that a prefill may cause while others decode."""
-    level_tokens: tuple[int, ...] = Field(default=(8192, 32768, 131072), strict=False)
+    level_tokens: tuple[int, ...] = Field(default=(32768, 131072, 524288), strict=False)
     """Attained token cost at which a job falls to the next queue; one more queue than numbers."""
     aging_ratio: float = Field(default=8.0, gt=1)
     """Its square times its service, plus thrice the queue, is what a segment waits before it is urgent."""
-    head_start_s: float = Field(default=20.0, ge=0)
+    head_start_s: float = Field(default=40.0, ge=0)
     """Seconds of waiting that each segment is credited with; 0 = by response ratio, large = by least work."""
     preempt_factor: float = Field(default=2.0, gt=1)
     """A waiting segment may take a slot when its score beats the running one's by this factor."""
     min_quantum_tokens: int = Field(default=64, ge=1)
     """Tokens a segment receives before it may be preempted."""
+    plas_level_tokens: tuple[int, ...] = Field(default=(2048, 8192, 32768), strict=False)
+    """`plas`: attained token cost at which a job falls to the next queue."""
     paper_quota_tokens: tuple[int, ...] = Field(default=(512, 1024, 2048), strict=False)
     """`astraea_paper` and `mlfq`: token quota of each queue but the last."""
     paper_aging_ratio: float = Field(default=16.0, gt=1)
@@ -96,7 +98,7 @@ class SchedulerSettings(_Section):
     predicted_output_tokens: int = Field(default=80, ge=1)
     """Median output length assumed of jobs of which nothing is known."""
 
-    @field_validator("level_tokens", "paper_quota_tokens")
+    @field_validator("level_tokens", "plas_level_tokens", "paper_quota_tokens")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(b <= a for a, b in pairwise(value)) or any(v <= 0 for v in value):

@@ -258,7 +258,7 @@ class Scheduler:
         preempt: list[Segment] = []
         if ready and not free and policy.preempts:
             preempt = self._victim(now, ready[0])
-            room = None if view.room is None else view.room + sum(s.computed for s in preempt)
+            room = None if view.room is None else view.room + sum(s.context for s in preempt)
             admit = self._fitting(ready[: len(preempt)], room, alone=len(running) == len(preempt))
             preempt = preempt if admit else []
         after = [s for s in running.values() if s not in preempt] + admit

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from astraea_local.profile import SchedulerSettings
 from astraea_local.scheduler.cost import Conditions, price_s, service_s
 from astraea_local.scheduler.distribution import Distribution
-from astraea_local.scheduler.job import Bound, Job, Segment, SegmentState
+from astraea_local.scheduler.job import Bound, Job, Rest, Segment, SegmentState
 from astraea_local.scheduler.policies import POLICIES, Policy, make
 from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.queues import Key
@@ -15,8 +15,18 @@ from astraea_local.scheduler.scheduler import NewSegment, Scheduler, View
 from astraea_local.scheduler.speeds import Speeds
 
 _AT = Conditions(Speeds())
-_SETTINGS = SchedulerSettings()
+_SETTINGS = {
+    "level_tokens": (8192, 32768, 131072),
+    "plas_level_tokens": (8192, 32768, 131072),
+    "aging_ratio": 8.0,
+    "head_start_s": 20.0,
+    "preempt_factor": 2.0,
+    "min_quantum_tokens": 64,
+    "paper_quota_tokens": (512, 1024, 2048),
+    "paper_aging_ratio": 8.0,
+}
 _POLICIES = list(POLICIES)
+_REST = Rest(9.0, 100.0, 100.0, Distribution.of([0.5, 5.0]))
 
 
 def _segment(
@@ -27,6 +37,7 @@ def _segment(
     arrived: float = 0.0,
     output: float = 100.0,
     received: int = 0,
+    rest: Rest = _REST,
 ) -> Segment:
     return Segment(
         id=number,
@@ -35,6 +46,7 @@ def _segment(
         max_output=1000,
         arrived=arrived,
         expected_output=Distribution.of([output]),
+        rest=rest,
         cached=cached,
         since=arrived,
         received=received,
@@ -51,8 +63,12 @@ def _running(segment: Segment, now: float, *, quantum: int) -> Segment:
     return segment
 
 
-def _make(name: str, predictor: Predictor | None = None, **changes: object) -> Policy:
-    return make(name, SchedulerSettings.model_validate(changes), predictor or Predictor())
+def _settings(policy: str, **changes: object) -> SchedulerSettings:
+    return SchedulerSettings.model_validate(_SETTINGS | {"policy": policy} | changes)
+
+
+def _make(name: str, **changes: object) -> Policy:
+    return make(name, _settings(name, **changes), Predictor())
 
 
 @pytest.fixture
@@ -83,8 +99,8 @@ def test_every_policy_is_found_by_its_name_and_says_what_it_does() -> None:
 
 
 def test_an_unknown_policy_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no policy named 'best': choose one of astraea, .*, continuum"):
-        _make("best")
+    with pytest.raises(ValueError, match=r"no policy named 'best': choose one of astraea, .*, continuum"):
+        make("best", SchedulerSettings(), Predictor())
 
 
 @pytest.mark.parametrize("name", _POLICIES)
@@ -115,7 +131,7 @@ def test_waiting_never_moves_a_segment_back(
 
 def test_the_score_is_head_start_and_waiting_over_the_price(astraea: Policy) -> None:
     segment, job = _segment(arrived=2.0), _job(waited=30.0)
-    price = price_s(segment, astraea.predictor.rest(job), _AT)
+    price = price_s(segment, _AT)
     assert _key(astraea, segment, job, 7.0).score(7.0) == pytest.approx((20.0 + 30.0 + 5.0) / price)
     by_ratio = _make("astraea", head_start_s=0.0)
     assert _key(by_ratio, segment, job, 7.0).score(7.0) == pytest.approx(35.0 / price)
@@ -135,18 +151,14 @@ def test_waiting_of_earlier_segments_of_the_job_counts(astraea: Policy) -> None:
     assert _before(astraea, (_segment(2), _job(waited=30.0)), (_segment(1), _job()), 5.0)
 
 
-def test_a_job_that_will_end_soon_goes_before_one_that_goes_on_and_returns_at_once() -> None:
-    predictor = Predictor()
-    for _ in range(200):
-        predictor.calls.observe("chat", 1, ended=True)
-        for number in range(1, 31):
-            predictor.calls.observe("agent", number, ended=number == 30)
-        for kind in ("chat", "agent"):
-            predictor.waits.observe((f"kind {kind}",), 0.001)
-    policy = _make("astraea", predictor)
-    chat, agent = Job("c", 0.0, kind="chat"), Job("a", 0.0, kind="agent")
-    assert _before(policy, (_segment(2, prompt=2000), chat), (_segment(1), agent), 5.0)
-    assert not _before(policy, (_segment(2, prompt=60_000), chat), (_segment(1), agent), 5.0)
+def test_a_job_that_will_end_soon_goes_before_one_that_goes_on_and_returns_at_once(
+    astraea: Policy,
+) -> None:
+    at_once = Distribution.of([0.001])
+    last, first = Rest(0.0, 100.0, 100.0, at_once), Rest(30.0, 100.0, 100.0, at_once)
+    agent = (_segment(1, rest=first), _job())
+    assert _before(astraea, (_segment(2, prompt=2000, rest=last), _job()), agent, 5.0)
+    assert not _before(astraea, (_segment(2, prompt=60_000, rest=last), _job()), agent, 5.0)
 
 
 @pytest.mark.parametrize(("attained", "level"), [(0, 0), (8192, 0), (8193, 1), (32769, 2), (131073, 3)])
@@ -190,7 +202,7 @@ def test_overdue_is_sixty_three_times_the_service_and_thrice_the_backlog(astraea
 
 def test_the_overdue_go_by_arrival() -> None:
     """Neither shortness nor priority nor a job's past lets later ones pass."""
-    scheduler = Scheduler(_SETTINGS, 1)
+    scheduler = Scheduler(_settings("astraea"), 1)
     scheduler.submit(0.0, NewSegment(9, "long", 2000, 50, priority=-9))
     now = 64 * service_s(scheduler.segments[9], _AT) + 1e3
     scheduler.submit(1.0, NewSegment(8, "medium", 1000, 50))
@@ -214,13 +226,13 @@ def _preempts(policy: Policy, now: float, *, quantum: int, waiting_prompt: int =
 
 def test_preemption_needs_a_clearly_higher_score(astraea: Policy) -> None:
     victim, job = _segment(1, prompt=4000), _job()
-    rest = astraea.predictor.rest(job)
-    price = price_s(victim, rest, _AT)
+    price = price_s(victim, _AT)
     for ratio, expected in ((1.9, False), (2.1, True)):
         waiting = _segment(2, prompt=3900)
         # The victim's score is that of the head start; the other's grows by waiting.
-        now = 20.0 * (ratio * price_s(waiting, rest, _AT) / price - 1)
-        keys = (_key(astraea, waiting, job, now), _key(astraea, _running(victim, 0.0, quantum=1000), job, now))
+        now = 20.0 * (ratio * price_s(waiting, _AT) / price - 1)
+        _running(victim, 0.0, quantum=1000)
+        keys = (_key(astraea, waiting, job, now), _key(astraea, victim, job, now))
         assert keys[0].score(now) == pytest.approx(ratio * keys[1].score(now))
         assert astraea.may_preempt(waiting, victim, keys, now, _AT) is expected
 
@@ -238,7 +250,7 @@ def test_nobody_is_preempted_for_a_lower_queue(astraea: Policy) -> None:
     victim = _running(_segment(1, prompt=4000), 0.0, quantum=1000)
     waiting = _segment(2, prompt=10, output=10.0)
     keys = (_key(astraea, waiting, _job(attained=200_000), 2.0), _key(astraea, victim, _job(), 2.0))
-    assert keys[0].score(2.0) > _SETTINGS.preempt_factor * keys[1].score(2.0)
+    assert keys[0].score(2.0) > 2.0 * keys[1].score(2.0)
     assert not astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
     keys = (_key(astraea, waiting, _job(), 2.0), _key(astraea, victim, _job(attained=200_000), 2.0))
     assert astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
@@ -272,7 +284,7 @@ def test_a_quota_demotes_by_one_queue_and_yielding_before_promotes_by_one() -> N
 
 
 def test_the_paper_takes_jobs_back_to_the_first_queue_from_the_last_only() -> None:
-    scheduler = Scheduler(SchedulerSettings(policy="astraea_paper"), 1)
+    scheduler = Scheduler(_settings("astraea_paper"), 1)
     for number, level in ((1, 0), (2, 2), (3, 3)):
         scheduler.submit(0.0, NewSegment(number, f"job-{number}", 1000, 50))
         scheduler.jobs[f"job-{number}"].level = level
@@ -290,8 +302,7 @@ def test_the_paper_takes_jobs_back_to_the_first_queue_from_the_last_only() -> No
 
 
 def _paper_with(levels: list[int], *, refill: bool) -> Scheduler:
-    settings = SchedulerSettings(policy="astraea_paper", paper_refill=refill)
-    scheduler = Scheduler(settings, 2)
+    scheduler = Scheduler(_settings("astraea_paper", paper_refill=refill), 2)
     for number, level in enumerate(levels):
         scheduler.submit(float(number), NewSegment(number, f"job-{number}", 100, 50))
         scheduler.jobs[f"job-{number}"].level = level
@@ -404,7 +415,7 @@ def _continuum(wait_s: float) -> Scheduler:
     predictor = Predictor()
     for _ in range(1000):
         predictor.waits.observe(("", "shell"), wait_s)
-    return Scheduler(SchedulerSettings(policy="continuum"), 1, predictor=predictor)
+    return Scheduler(_settings("continuum"), 1, predictor=predictor)
 
 
 def test_continuum_prefers_those_that_return_within_their_time_to_live() -> None:

@@ -1,103 +1,171 @@
-"""What a segment is expected to cost."""
+"""What is still to come, learned from what was seen."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astraea_local.scheduler.job import Job, Segment, SegmentState
-from astraea_local.scheduler.predictor import Speeds, predict_output, remaining_output, service_s
-
-_SPEEDS = Speeds(prefill_tokens_s=100.0, step_base_s=0.01, step_segment_s=0.02, step_token_s=0.0001)
-
-
-def _job(*outputs: int) -> Job:
-    return Job("a", 0.0, segments=len(outputs), output_tokens=sum(outputs))
+from astraea_local.scheduler.distribution import Distribution
+from astraea_local.scheduler.job import Job
+from astraea_local.scheduler.predictor import Predictor, tool_path
 
 
-def _segment(*, prompt: int = 100, cached: int = 0, output: int = 0, predicted: float = 10.0) -> Segment:
-    return Segment(
-        id=1,
-        job="a",
-        prompt_tokens=prompt,
-        max_output=1000,
-        arrived=0.0,
-        predicted_output=predicted,
-        cached=cached,
-        output=output,
-    )
+def _job(name: str = "a", kind: str = "", tool: str = "", segments: int = 0) -> Job:
+    return Job(name, 0.0, kind=kind, tool=tool, segments=segments)
 
 
-def test_nothing_known_gives_the_prior() -> None:
-    assert predict_output(_job(), 1000, prior=160) == 160
+def _output(predictor: Predictor, job: Job) -> float:
+    """The median length that is expected."""
+    return predictor.output(job, 1000, 4096).quantile(0.5)
+
+
+def _wait(predictor: Predictor, job: Job) -> float:
+    return predictor.wait(job).quantile(0.5)
+
+
+@pytest.mark.parametrize("median", [20.0, 80.0, 500.0])
+def test_nothing_known_gives_the_prior(median: float) -> None:
+    found = Predictor(median).output(_job(), 1000, 4096)
+    assert found.quantile(0.5) == pytest.approx(median, rel=0.1)
+    assert found.mean == pytest.approx(median * 167 / 80, rel=0.1)
+
+
+def test_before_any_was_seen_a_tool_is_expected_to_be_quick_and_now_and_then_slow() -> None:
+    wait = Predictor().wait(_job(tool="shell"))
+    assert wait.quantile(0.5) < 0.5
+    assert wait.quantile(0.95) > 5
+    assert wait.mean > 2
 
 
 def test_a_job_is_expected_to_go_on_as_it_did() -> None:
-    assert predict_output(_job(20, 20), 1000, prior=160) == 90
-    assert predict_output(_job(*[20] * 98), 1000, prior=160) == pytest.approx(22.8)
+    predictor, job = Predictor(80.0), _job()
+    for _ in range(2):
+        predictor.segment_ended(job, 20)
+    early = predictor.output(job, 1000, 4096).mean
+    for _ in range(98):
+        predictor.segment_ended(job, 20)
+    late = predictor.output(job, 1000, 4096).mean
+    assert 20 < late < 22 < early < 167
 
 
-@given(st.lists(st.integers(0, 5000), max_size=20), st.integers(1, 4000), st.integers(1, 1000))
-def test_a_prediction_stays_between_one_and_the_limit(outputs: list[int], limit: int, prior: int) -> None:
-    predicted = predict_output(_job(*outputs), limit, prior)
-    assert 1 <= predicted <= limit
-    if outputs and limit == 4000:
-        assert min(*outputs, prior) <= predicted <= max(*outputs, prior)
+def test_a_new_job_is_expected_to_be_like_others_of_its_kind() -> None:
+    predictor = Predictor()
+    for number in range(50):
+        predictor.segment_ended(_job(f"coder-{number}", "coder"), 20)
+        predictor.segment_ended(_job(f"writer-{number}", "writer"), 2000)
+    assert _output(predictor, _job("new", "coder")) == pytest.approx(20, rel=0.1)
+    assert _output(predictor, _job("new", "writer")) == pytest.approx(2000, rel=0.1)
+    assert 20 < predictor.output(_job("new"), 1000, 4096).mean < 2000
+
+
+def test_a_job_that_differs_from_its_kind_is_known_by_itself() -> None:
+    predictor, odd = Predictor(), _job("odd", "coder")
+    for number in range(50):
+        predictor.segment_ended(_job(f"coder-{number}", "coder"), 20)
+        predictor.segment_ended(odd, 600)
+    assert _output(predictor, odd) == pytest.approx(600, rel=0.1)
 
 
 @given(st.lists(st.integers(0, 5000), max_size=20), st.integers(0, 5000), st.integers(0, 5000))
 def test_longer_answers_never_lower_the_prediction(outputs: list[int], a: int, b: int) -> None:
-    shorter, longer = sorted((a, b))
-    first = predict_output(_job(*outputs, shorter), 4000, 160)
-    assert first <= predict_output(_job(*outputs, longer), 4000, 160)
+    means = []
+    for last in sorted((a, b)):
+        predictor = Predictor()
+        for length in (*outputs, last):
+            predictor.segment_ended(_job(), length)
+        means.append(predictor.output(_job(), 1000, 4096).mean)
+    assert means[0] <= means[1] * (1 + 1e-9)
 
 
-def test_what_came_is_taken_off_until_the_prediction_is_outlived() -> None:
-    assert remaining_output(_segment(output=4)) == 6
-    assert remaining_output(_segment(output=10)) == 2.5
-    assert remaining_output(_segment(output=400)) == 100
+def test_a_wait_is_known_by_tool_and_by_verb() -> None:
+    predictor = Predictor()
+    for _ in range(100):
+        predictor.wait_ended(_job(tool="shell:pytest", segments=1), 60.0, 100)
+        predictor.wait_ended(_job(tool="shell:ls", segments=1), 0.1, 100)
+        predictor.wait_ended(_job(tool="search", segments=1), 3.0, 100)
+    assert _wait(predictor, _job(tool="shell:pytest")) == pytest.approx(60, rel=0.1)
+    assert _wait(predictor, _job(tool="shell:ls")) == pytest.approx(0.1, rel=0.1)
+    assert _wait(predictor, _job(tool="search")) == pytest.approx(3, rel=0.1)
+    unknown_verb = predictor.wait(_job(tool="shell:make"))
+    assert unknown_verb.beyond(30) == pytest.approx(0.5, abs=0.1)
+    assert unknown_verb.within(0.0, 1.0) == pytest.approx(0.5, abs=0.1)
 
 
-@given(st.integers(1, 300), st.floats(1, 300), st.integers(0, 300))
-def test_remaining_output_stays_between_one_and_what_the_limit_leaves(
-    limit: int, predicted: float, output: int
-) -> None:
-    segment = _segment(output=min(output, limit), predicted=min(predicted, limit))
-    segment.max_output = limit
-    assert 1 <= remaining_output(segment) <= max(1, limit - segment.output)
+def test_a_wait_without_a_name_is_known_by_the_kind_of_job() -> None:
+    predictor = Predictor()
+    for _ in range(100):
+        predictor.wait_ended(_job(kind="coder", segments=1), 30.0, 100)
+        predictor.wait_ended(_job(kind="chat", segments=1), 600.0, 100)
+    assert _wait(predictor, _job(kind="coder")) == pytest.approx(30, rel=0.1)
+    assert _wait(predictor, _job(kind="chat")) == pytest.approx(600, rel=0.1)
 
 
-def test_service_is_prefill_of_the_uncached_and_decode() -> None:
-    decode = 10 * (0.01 + 0.02 + 100 * 0.0001)
-    assert service_s(_segment(), _SPEEDS) == pytest.approx(1.0 + decode)
-    assert service_s(_segment(cached=60), _SPEEDS) == pytest.approx(0.4 + decode)
+def test_tools_and_kinds_of_one_name_are_told_apart() -> None:
+    assert tool_path(_job(kind="shell", tool="shell:ls")) == ("kind shell", "shell", "shell:ls")
+    assert tool_path(_job(tool="shell")) == ("", "shell", "")
+    assert tool_path(_job()) == ("", "", "")
 
 
-def test_the_last_token_is_never_cached() -> None:
-    assert service_s(_segment(cached=100), _SPEEDS) == service_s(_segment(cached=99), _SPEEDS)
+def test_the_rest_is_what_jobs_of_the_kind_needed() -> None:
+    predictor = Predictor()
+    for number in range(400):
+        job = _job(f"coder-{number}", "coder")
+        for calls in range(1, 6):
+            predictor.segment_ended(job, 50)
+            job.segments = calls
+            if calls < 5:
+                predictor.wait_ended(job, 2.0, 300)
+        predictor.job_ended(job)
+    for done in range(5):
+        rest = predictor.rest(_job("new", "coder", segments=done))
+        assert rest.segments == pytest.approx(4 - done, abs=0.15)
+        assert rest.output == pytest.approx(50, rel=0.15)
+        assert rest.growth == pytest.approx(300, rel=0.15)
+        assert rest.wait.quantile(0.5) == pytest.approx(2, rel=0.1)
 
 
-def test_parked_kv_costs_its_restore_until_it_is_there() -> None:
-    segment = _segment(cached=99)
-    without = service_s(segment, _SPEEDS)
-    segment.restore_s = 5.0
-    assert service_s(segment, _SPEEDS) == pytest.approx(without + 5.0)
-    segment.state, segment.computed = SegmentState.RUNNING, 99
-    assert service_s(segment, _SPEEDS) == pytest.approx(without)
+def test_a_job_that_returns_after_it_was_counted_as_over_did_not_go_on() -> None:
+    """Else its silence would count as an end and as no end."""
+    predictor, job = Predictor(), _job(segments=3)
+    predictor.job_ended(job)
+    job.presumed_over = True
+    predictor.wait_ended(job, 5000.0, 100)
+    assert predictor.calls.count == 1
+    assert predictor.waits.count == 1
 
 
-def test_a_running_segment_counts_what_is_computed_not_what_was_promised() -> None:
-    segment = _segment(cached=90)
-    segment.state, segment.computed = SegmentState.RUNNING, 30
-    assert segment.uncached == 70
+def test_a_job_that_never_called_has_no_length() -> None:
+    predictor = Predictor()
+    predictor.job_ended(_job())
+    assert predictor.calls.count == 0
 
 
-@given(st.integers(1, 2000), st.integers(0, 2000), st.integers(0, 2000))
-def test_more_reuse_never_costs_more(prompt: int, a: int, b: int) -> None:
-    less, more = sorted((a, b))
-    assert service_s(_segment(prompt=prompt, cached=more), _SPEEDS) <= service_s(
-        _segment(prompt=prompt, cached=less), _SPEEDS
-    )
+class _Model:
+    """Knows output lengths of one job and waits of one tool."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float]] = []
+
+    def output(self, job: Job, prompt_tokens: int, max_output: int) -> Distribution | None:
+        return Distribution.of([float(prompt_tokens + max_output)]) if job.id == "known" else None
+
+    def wait(self, job: Job) -> Distribution | None:
+        return Distribution.of([7.0]) if job.tool == "known" else None
+
+    def segment_ended(self, job: Job, output_tokens: int) -> None:
+        self.seen.append((job.id, output_tokens))
+
+    def wait_ended(self, job: Job, seconds: float) -> None:
+        self.seen.append((job.tool, seconds))
 
 
-def test_a_step_costs_its_weights_its_segments_and_their_contexts() -> None:
-    assert _SPEEDS.decode_step(3, 1000) == pytest.approx(0.01 + 0.06 + 0.1)
+def test_a_trained_model_is_asked_first_and_learns_as_well() -> None:
+    model = _Model()
+    predictor, plain = Predictor(learned=model), Predictor()
+    assert predictor.output(_job("known"), 30, 12).mean == 42
+    assert predictor.output(_job("other"), 30, 12) == plain.output(_job("other"), 30, 12)
+    assert predictor.wait(_job(tool="known")).mean == 7
+    assert predictor.wait(_job(tool="other")) == plain.wait(_job(tool="other"))
+    predictor.segment_ended(_job("known"), 5)
+    predictor.wait_ended(_job(tool="known", segments=1), 2.5, 10)
+    assert model.seen == [("known", 5), ("known", 2.5)]
+    assert (predictor.outputs.count, predictor.waits.count) == (1, 1)

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -133,7 +134,7 @@ def test_scores_descend_whatever_the_figures(keys: list[tuple[float, float]], ti
     for now in sorted(times):
         scores = [queue.key(i).score(now) for i in queue.best(now, len(keys))]
         assert len(scores) == len(keys)
-        for higher, lower in zip(scores, scores[1:], strict=False):
+        for higher, lower in pairwise(scores):
             assert higher >= lower - 1e-9 * abs(lower)
 
 

@@ -1,9 +1,10 @@
-"""Which idle KV gives way, and whether it is parked or dropped."""
+"""Which idle KV gives way, whether it is parked or dropped, and for how long it is worth keeping."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astraea_local.scheduler.retention import Eviction, Fate, IdleKv, evict
+from astraea_local.scheduler.distribution import Distribution
+from astraea_local.scheduler.retention import Eviction, Fate, IdleKv, best_ttl, evict
 
 _MIN = 64
 _STATES = st.lists(
@@ -80,3 +81,28 @@ def test_a_waiting_jobs_only_copy_is_never_dropped_while_parking_works(
     assert (choice.fate is Fate.PARK) == (precious and can_park)
     if precious and victim.useful:
         assert all(state.useful and not state.covered and state.tokens >= _MIN for state in states)
+
+
+_WAITS = st.lists(st.tuples(st.floats(1e-3, 1e4), st.floats(1e-3, 1)), min_size=1, max_size=12).map(
+    lambda pairs: Distribution.of([p for p, _ in sorted(pairs)], [w for _, w in sorted(pairs)])
+)
+
+
+@given(_WAITS, st.floats(0, 1e5), st.lists(st.floats(0, 2e4), max_size=10))
+def test_no_other_time_to_live_gains_more(wait: Distribution, missed_s: float, times: list[float]) -> None:
+    def gain(ttl: float) -> float:
+        return (1 - wait.beyond(ttl)) * missed_s - ttl
+
+    best = best_ttl(wait, missed_s)
+    slack = 1e-9 * (1 + missed_s)
+    assert all(gain(best) >= gain(time) - slack for time in (0.0, *wait.points, *times))
+    assert best == 0.0 or best in wait.points
+
+
+def test_kv_is_held_for_as_long_as_the_next_return_is_worth_it() -> None:
+    wait = Distribution.of([1.0, 2.0, 30.0, 1000.0])
+    assert best_ttl(wait, 3.0) == 0.0
+    assert best_ttl(wait, 5.0) == 2.0
+    assert best_ttl(wait, 100.0) == 2.0
+    assert best_ttl(wait, 120.0) == 30.0
+    assert best_ttl(wait, 1e5) == 1000.0

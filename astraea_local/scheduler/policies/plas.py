@@ -20,10 +20,10 @@ class Plas(Policy):
 
     @property
     def last_level(self) -> int:
-        return len(self.settings.level_tokens)
+        return len(self.settings.plas_level_tokens)
 
     def level(self, job: Job) -> int:
-        return sum(job.attained > threshold for threshold in self.settings.level_tokens)
+        return sum(job.attained > threshold for threshold in self.settings.plas_level_tokens)
 
     def key(self, segment: Segment, job: Job, now: float, at: Conditions) -> Key:
         return Key(self.level(job), segment.arrived, 1.0)
