@@ -250,7 +250,8 @@ def test_dropped_at_every_tool_call_everything_is_computed_again() -> None:
 @pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_preemption_is_rare(policy: str) -> None:
     """Whoever gives way has received a quantum first; most policies let nobody give way."""
-    settings = SchedulerSettings(preempt_factor=1.01, level_tokens=(100, 200, 400))
+    levels = (100, 200, 400)
+    settings = SchedulerSettings(preempt_factor=1.01, level_tokens=levels, plas_level_tokens=levels)
     jobs = infercept(4, jobs=60, rate=20.0)
     result = watched(Setting(policy, a100_8b(slots=2), settings, retention="lru"), jobs)
     switches = sum(ended.switches for ended in result.jobs)
@@ -346,6 +347,7 @@ def small(draw: st.DrawFn) -> tuple[Setting, list[SimJob]]:
     )
     scheduler = SchedulerSettings(
         level_tokens=(30, 60),
+        plas_level_tokens=(30, 60),
         paper_quota_tokens=(20, 40),
         paper_refill=draw(st.booleans()),
         min_quantum_tokens=draw(st.sampled_from([1, 8, 64])),

@@ -170,7 +170,9 @@ def test_served_jobs_sink(astraea: Policy, attained: int, level: int) -> None:
 
 def test_a_job_that_mostly_waits_for_tools_counts_one_queue_higher(astraea: Policy) -> None:
     job = _job(attained=40_000)
-    job.segments, job.served, job.tool_s = 2, 10.0, 10.0
+    job.segments, job.served, job.tool_s = 1, 10.0, 1000.0
+    assert (job.bound, astraea.level(job)) == (Bound.UNKNOWN, 2)
+    job.segments, job.tool_s = 2, 10.0
     assert (job.bound, astraea.level(job)) == (Bound.COMPUTE, 2)
     job.tool_s = 10.1
     assert (job.bound, astraea.level(job)) == (Bound.IO, 1)

@@ -123,6 +123,15 @@ def test_the_rest_is_what_jobs_of_the_kind_needed() -> None:
         assert rest.wait.quantile(0.5) == pytest.approx(2, rel=0.1)
 
 
+def test_later_waits_are_those_of_the_kind_whatever_tool_comes_next() -> None:
+    predictor = Predictor()
+    for _ in range(200):
+        predictor.wait_ended(_job(kind="coder", tool="shell", segments=1), 30.0, 100)
+        predictor.wait_ended(_job(kind="chat", tool="user", segments=1), 600.0, 100)
+    assert predictor.rest(_job(kind="coder", tool="user")).wait.quantile(0.5) == pytest.approx(30, rel=0.1)
+    assert predictor.rest(_job(kind="chat")).wait.quantile(0.5) == pytest.approx(600, rel=0.1)
+
+
 def test_a_job_that_returns_after_it_was_counted_as_over_did_not_go_on() -> None:
     """Else its silence would count as an end and as no end."""
     predictor, job = Predictor(), _job(segments=3)

@@ -501,6 +501,17 @@ def test_alone_a_segment_needs_room_only_for_what_it_is() -> None:
     assert scheduler.plan(0.0, View(_GPU, room=_POOL - 1)).order == ()
 
 
+def test_those_that_decode_go_before_those_that_prefill_and_these_in_the_policys_order() -> None:
+    scheduler = _scheduler("fcfs", 4)
+    for number in (1, 2, 3):
+        scheduler.submit(float(number), NewSegment(number, f"job-{number}", 100, 20))
+    for number in (3, 2, 1):
+        scheduler.started(5.0, number, 0)
+    assert scheduler.plan(5.0, View(_CPU)).order == (1, 2, 3)
+    scheduler.advance(2, computed=100, output=1)
+    assert scheduler.plan(6.0, View(_CPU)).order == (2, 1, 3)
+
+
 @pytest.mark.parametrize("policy", _POLICIES)
 def test_queue_time_is_what_passed_while_it_waited(policy: str) -> None:
     scheduler = _scheduler(policy, 1)
