@@ -7,7 +7,8 @@ uncached tokens only, the restore of parked KV, and the job's predicted further 
 the job, by attained token cost; they are filled from below when the first ones are empty.
 
 A segment is overdue when its own wait exceeds (`aging_ratio` squared - 1) times its service plus three times
-the work that waited with it: first come, first served would have served it by then. Overdue segments go
+the work that waited with it (known to a factor of two, at least 1 s): first come, first served would have
+served it by then. Overdue segments go
 before all others, by arrival, and nothing takes their slots, so that none waits for ever.
 """
 
