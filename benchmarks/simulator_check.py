@@ -4,7 +4,8 @@ example:
   python benchmarks/simulator_check.py --policies fcfs,astraea_paper,astraea --repeats 3
 
 Calibrates, then takes turns: every policy serves the agents of a seed over HTTP, with an empty history, and
-is then simulated with the calibrated speeds and the token counts that the server reported. Machines drift
+is then simulated with the token counts that the server reported and the calibrated speeds, their height
+corrected by what the server observed (front and clients share its cores; the shape stays). Machines drift
 within minutes, so it calibrates before every run.
 """
 
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 from side_by_side import ServerError, astraea_command, free_port, server
 
 from astraea_local.bench.coding import Agent, workload
@@ -29,8 +31,10 @@ from astraea_local.bench.machine import calibrated
 from astraea_local.bench.replay import AgentResult, complete, open_client, run
 from astraea_local.bench.workloads import Call, SimJob
 from astraea_local.calibration import Calibration
+from astraea_local.frame import StateFrame
 from astraea_local.model_source import resolve
 from astraea_local.profile import load
+from astraea_local.scheduler.speeds import Speeds
 
 _KIND = "agent"
 
@@ -67,9 +71,16 @@ def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace
     with server(astraea_command(resolve("demo"), port, named), port) as url:
         asyncio.run(_warm_up(url))
         real = asyncio.run(run(url, agents, headers="session"))
+        state = httpx.get(f"{url.removesuffix('/v1')}/astraea/v1/state", timeout=10).raise_for_status()
+    seen = StateFrame.model_validate_json(state.content).speed
     profile = load(args.profile)
     step_s = profile.scheduler.max_step_ms / 1000
-    machine = replace(calibrated(found), max_step_s=step_s, signals_end=False)
+    machine = calibrated(found)
+    # What the server corrected online: front and clients take their share of the same cores.
+    prefill = machine.speeds.prefill_rate(0) / seen.prefill_tokens_s
+    decode = seen.decode_step_s / machine.speeds.decode_step(1, 0)
+    speeds = slower(machine.speeds, prefill, decode)
+    machine = replace(machine, speeds=speeds, max_step_s=step_s, signals_end=False)
     # The engine parks what is longest unused, whatever the policy.
     setting = Setting(policy, machine, profile.scheduler, retention="lru", exact_limits=True)
     simulated = [job.jct_s for job in simulate(setting, as_simulated(agents, real.agents)).jobs]
@@ -83,9 +94,24 @@ def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace
         "real_p95_s": summary["p95_jct_s"],
         "simulated_mean_s": statistics.fmean(simulated),
         "simulated_p95_s": statistics.quantiles(simulated, n=20, method="inclusive")[-1],
+        "prefill_correction": prefill,
+        "decode_correction": decode,
         "ratio": statistics.fmean(simulated) / mean,
         "errors": summary["errors"],
     }
+
+
+def slower(speeds: Speeds, prefill: float, decode: float) -> Speeds:
+    """The same shape, prefill and decode steps taking that many times as long."""
+    return replace(
+        speeds,
+        prefill_base_s=speeds.prefill_base_s * prefill,
+        prefill_token_s=speeds.prefill_token_s * prefill,
+        prefill_pair_s=speeds.prefill_pair_s * prefill,
+        step_base_s=speeds.step_base_s * decode,
+        step_segment_s=speeds.step_segment_s * decode,
+        step_token_s=speeds.step_token_s * decode,
+    )
 
 
 async def _warm_up(url: str) -> None:
