@@ -76,7 +76,10 @@ def run_server(profile: Profile, path: Path, *, verbose: bool) -> None:
             soft_wrap=True,
         )
         if not facts.calibrated:
-            err.print("not calibrated: planning by a brief measurement; see `astraea-local calibrate --help`")
+            err.print(
+                "not calibrated: planning by a brief measurement; see `astraea-local calibrate --help`",
+                soft_wrap=True,
+            )
         if (line := idle_gpu()) is not None:
             err.print(f"warning: {line}", soft_wrap=True)
 
