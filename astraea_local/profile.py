@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+RetentionName = Literal["adaptive", "paper", "keep", "drop", "lru"]
 PolicyName = Literal["astraea", "astraea_paper", "fcfs", "sjf", "hrrn", "mlfq", "plas", "continuum"]
 
 
@@ -68,6 +69,8 @@ class KvSettings(_Section):
     """Element type of the K cache."""
     type_v: KvType = "f16"
     """Element type of the V cache; quantized types need flash attention."""
+    max_stall_ms: float = Field(default=30.0, gt=0)
+    """Longest pause, in milliseconds, that moving KV may cause to a running stream in one step."""
 
 
 class SchedulerSettings(_Section):
@@ -107,10 +110,45 @@ class SchedulerSettings(_Section):
 
 
 class RetentionSettings(_Section):
+    policy: RetentionName = "adaptive"
+    """Where the KV of a job goes that waits for its tool: by least expected delay (`adaptive`), by Astraea's
+    watermark and equations 5-7 (`paper`), overwritten when needed (`keep`), never kept (`drop`), or the
+    longest unused to RAM (`lru`)."""
     ram_mib: int = Field(default=1024, ge=0)
-    """Budget for KV states parked in host memory, MiB; 0 turns parking off (states are recomputed)."""
+    """Budget for KV states parked in host memory, MiB; 0 keeps none there."""
+    disk_mib: int = Field(default=4096, ge=0)
+    """Budget for KV states parked on disk, MiB; 0 keeps none there."""
+    disk_path: str = ""
+    """Folder of the parked states; empty = the user's cache folder."""
     min_tokens: int = Field(default=64, ge=1)
     """Shorter contexts are recomputed instead of parked."""
+    prefetch: bool = True
+    """Bring parked KV back before its job is expected, when there is room."""
+
+
+class MemorySettings(_Section):
+    poll_ms: int = Field(default=500, ge=50, le=60000)
+    """Time between two readings of memory."""
+    low: float = Field(default=0.80, gt=0, lt=1)
+    """Share of a memory in use below which there is no pressure."""
+    high: float = Field(default=0.90, gt=0, lt=1)
+    """Share in use from which states are moved away from it."""
+    critical: float = Field(default=0.95, gt=0, lt=1)
+    """Share in use from which the context is made smaller, where other processes need the VRAM."""
+    elastic: bool = True
+    """Make the context smaller under critical VRAM pressure by others, and larger again afterwards."""
+    calm_s: float = Field(default=60.0, ge=0)
+    """How long there has to be no pressure before the context grows back."""
+    min_context: int = Field(default=1024, ge=256)
+    """The context is not made smaller than this by pressure."""
+    debug_pressure: bool = False
+    """Accept simulated readings at `/astraea/v1/debug/pressure`."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "MemorySettings":
+        if not self.low < self.high < self.critical:
+            raise ValueError("memory.low, memory.high and memory.critical must ascend, as in 0.80, 0.90, 0.95")
+        return self
 
 
 class PredictionSettings(_Section):
@@ -154,6 +192,8 @@ class Profile(_Section):
     """How lengths and waits are predicted."""
     retention: RetentionSettings = RetentionSettings()
     """What happens to KV that is not being used."""
+    memory: MemorySettings = MemorySettings()
+    """When memory is scarce, and what is done about it."""
     server: ServerSettings = ServerSettings()
     """The HTTP side."""
 
