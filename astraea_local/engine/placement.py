@@ -1,7 +1,7 @@
 """Finds the longest known prefix of a prompt, and a sequence to run it in.
 
 Everything that holds KV counts: the job's own sequence, idle or running sequences of others, and parked
-states. What has to give way is decided by `scheduler.retention` and done here.
+states. What has to give way is decided by `scheduler/retention` and done here.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from astraea_local.engine.binding import Context, Tokens
 from astraea_local.engine.kvstore import RamStore, Snapshot
 from astraea_local.engine.slots import Sequence, SequenceTable, common_prefix
-from astraea_local.scheduler.retention import Fate, IdleKv, evict
+from astraea_local.profile import RetentionSettings
+from astraea_local.scheduler.retention import IdleKv, Move, Situation, make
+from astraea_local.scheduler.speeds import Speeds
 
 # Below this, moving KV about is not worth the trouble of doing it.
 _MIN_REUSE = 16
@@ -41,7 +43,7 @@ class Placer:
         self._context = context
         self._table = table
         self._store = store
-        self._min_tokens = min_tokens
+        self._retention = make("adaptive", RetentionSettings(min_tokens=min_tokens), watermark=1.0)
         self._is_useful = is_useful
         self._note = note
 
@@ -153,22 +155,41 @@ class Placer:
         states = [
             IdleKv(
                 holder=s.id,
+                job=s.job,
                 tokens=len(s.tokens),
+                new_tokens=0 if self._covered(s) else len(s.tokens),
+                since=s.last_used,
                 last_used=s.last_used,
+                wait=None,
                 useful=self._is_useful(s.job),
-                covered=self._covered(s),
             )
             for s in self._table.idle()
             if s is not keep
         ]
-        choice = evict(states, min_tokens=self._min_tokens, can_park=self._store.budget > 0)
+        choice = self._retention.gives_way(states, self._situation(now))
         if choice is None:
             return None
         victim = self._table.sequences[choice.holder]
-        if choice.fate is Fate.PARK and not self.park(victim, now):
+        if choice.move is Move.RAM and not self._covered(victim) and not self.park(victim, now):
             self._note(f"no room in RAM for {len(victim.tokens)} tokens of {victim.job}: dropped")
         self._table.clear(victim)
         return victim
+
+    def _situation(self, now: float) -> Situation:
+        return Situation(
+            now=now,
+            speeds=Speeds(),
+            running=1,
+            step_s=0.0,
+            waiting=1,
+            wanted=1,
+            cells_used=0,
+            cells_total=1,
+            taxed=self._table.unified,
+            can_park=self._store.budget > 0,
+            ram_free=self._store.budget,
+            disk_free=0,
+        )
 
     def _covered(self, sequence: Sequence) -> bool:
         tokens = sequence.tokens.view()
