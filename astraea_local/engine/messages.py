@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from astraea_local.engine.binding import Tokens
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
 from astraea_local.profile import PolicyName
 
@@ -50,11 +51,18 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatePressure:
+    """What `reading` knows replaces what is measured; None ends the simulation."""
+
+    reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
+ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop
 
 
 @dataclass(frozen=True, slots=True)
