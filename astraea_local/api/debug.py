@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from astraea_local.api.errors import ApiError
 from astraea_local.api.service import Service
@@ -34,19 +34,14 @@ class PressureRequest(BaseModel):
     disk_total: int | None = Field(default=None, gt=0)
     disk_free: int | None = Field(default=None, ge=0)
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "PressureRequest":
-        for whole, parts in (
-            ("vram_total", ("vram_free", "vram_ours", "vram_others")),
-            ("ram_total", ("ram_available", "ram_ours")),
-            ("disk_total", ("disk_free",)),
-        ):
-            total = getattr(self, whole)
-            for name in parts:
-                part = getattr(self, name)
-                if total is not None and part is not None and part > total:
-                    raise ValueError(f"{name} ({part}) must not exceed {whole} ({total})")
-        return self
+    @field_validator("vram_free", "vram_ours", "vram_others", "ram_available", "ram_ours", "disk_free")
+    @classmethod
+    def _part_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+        whole = f"{str(info.field_name).partition('_')[0]}_total"
+        total = info.data.get(whole)
+        if value is not None and total is not None and value > total:
+            raise ValueError(f"must not exceed {whole} ({total})")
+        return value
 
     @property
     def needs_vram_total(self) -> bool:

@@ -67,7 +67,7 @@ def test_readings_go_on_and_the_thread_ends() -> None:
 
     disk = Disk()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory.shutil, "disk_usage", disk)
+        patch.setattr("shutil.disk_usage", disk)
         with started(probe(poll_s=0.001)) as made:
             assert disk.again.wait(30)
             assert made.reading.disk_total is None
@@ -143,7 +143,7 @@ def test_nonsense_from_the_system_is_logged_once_and_survived(
 
     made = probe()
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
-        patch.setattr(memory.psutil, "virtual_memory", fail)
+        patch.setattr("psutil.virtual_memory", fail)
         for _ in range(3):
             with started(made):
                 assert made.reading == Reading()

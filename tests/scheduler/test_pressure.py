@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,7 @@ def test_no_level_is_lower_than_its_reading_and_none_falls_twice_in_two_seconds(
         level >= sum(share >= mark for mark in marks) for level, share in zip(seen, shares, strict=True)
     )
     falls = [index for index in range(1, len(seen)) if seen[index] < seen[index - 1]]
-    assert all(later - earlier >= 4 for earlier, later in zip(falls, falls[1:], strict=False))
+    assert all(later - earlier >= 4 for earlier, later in pairwise(falls))
 
 
 @given(st.lists(st.floats(0.901, 1), min_size=1, max_size=40))
@@ -299,7 +300,7 @@ def test_under_any_readings_sizes_stay_in_bounds_and_growth_is_rare(
             assert known
             assert gpu.others >= 0.05 * gpu.total - 1
     growths = [at for at, old, new in gpu.resizes if new > old]
-    for earlier, later in zip(growths, growths[1:], strict=False):
+    for earlier, later in pairwise(growths):
         assert later - earlier >= calm_s
-    pairs = zip(gpu.resizes, gpu.resizes[1:], strict=False)
+    pairs = pairwise(gpu.resizes)
     assert all(new[0] - old[0] >= calm_s for old, new in pairs if new[2] > new[1])

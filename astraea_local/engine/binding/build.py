@@ -77,7 +77,8 @@ def build_info() -> BuildInfo:
 def used_gpus(gpu_layers: int, split: str, main_gpu: int) -> tuple[Device, ...]:
     """The GPUs that a model with these settings is put on, in llama.cpp's order.
 
-    As `llama_model_load` chooses: integrated GPUs count only where there is no other.
+    As `llama_model_load_from_file` chooses: integrated GPUs count only where there is no other. To be asked
+    when the model is loaded: looking at a CUDA device takes memory of it.
     """
     start_backend()
     if gpu_layers == 0:
