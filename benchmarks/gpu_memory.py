@@ -272,9 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             gpu = gpus[0] if gpus else None
             report = {
                 "device": "host" if gpu is None else gpu.description,
+                # First, while the allocator has nothing of its own that it could reuse.
+                "given_back": given_back(model, args, gpu),
                 "bandwidth": bandwidth(model, args),
                 "residency": residency_tax(model, args),
-                "given_back": given_back(model, args, gpu),
             }
     except BindingError as error:
         sys.stderr.write(f"gpu_memory: {error}\n")

@@ -4,16 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from astraea_local.engine.memory import Reading
-from astraea_local.frame import MemoryRow, PressureLevel
+from astraea_local.frame import MemoryRow
 from astraea_local.profile import MemorySettings
 from astraea_local.scheduler.pressure import Level, Resource
-
-_NAMES: dict[Level, PressureLevel] = {
-    Level.LOW: "low",
-    Level.NORMAL: "normal",
-    Level.HIGH: "high",
-    Level.CRITICAL: "critical",
-}
 
 
 def memory_row(
@@ -31,6 +24,6 @@ def memory_row(
         **measured,
         weights_bytes=weights_bytes,
         context_bytes=context_bytes,
-        pressure={resource: _NAMES[level] for resource, level in levels.items()},
+        pressure={resource: level.label for resource, level in levels.items()},
         watermarks={"low": settings.low, "high": settings.high, "critical": settings.critical},
     )

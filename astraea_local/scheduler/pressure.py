@@ -20,6 +20,8 @@ CELL_STEP = 256
 
 # A level has to be unfounded for so long before it falls, and a new context has to show in the readings.
 _SETTLE_S = 2.0
+# A context that could not be made is not tried again for twice as long as before, up to this.
+_LONGEST_WAIT_S = 60.0
 # Other processes are a reason to shrink when they hold this share of the VRAM; an idle desktop holds less.
 _RELEVANT = 0.05
 # To be worth a rebuild, growth is this share of the context that was asked for, or all that is missing.
@@ -33,6 +35,14 @@ class Level(enum.IntEnum):
     NORMAL = 1
     HIGH = 2
     CRITICAL = 3
+
+    @property
+    def label(self) -> Literal["low", "normal", "high", "critical"]:
+        """As the StateFrame names it."""
+        return _LABELS[self]
+
+
+_LABELS: tuple[Literal["low", "normal", "high", "critical"], ...] = ("low", "normal", "high", "critical")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class ContextState:
     """Memory that one cell less gives back."""
     unified: bool
     longest_live_tokens: int
-    """Of the segments that run or wait; a context that is too small for one of them would end it."""
+    """Of the segments that run or wait: a context that does not hold more than that would end one of them."""
     in_vram: bool = True
     """False on a machine without a GPU, where only a simulation knows of VRAM."""
 
@@ -150,14 +160,17 @@ class ElasticContext:
 
     settings: MemorySettings
     _calm_since: float | None = field(default=None, init=False)
-    _resized_at: float = field(default=float("-inf"), init=False)
+    _wait_until: float = field(default=float("-inf"), init=False)
+    _wait_s: float = field(default=_SETTLE_S, init=False)
+    _expected: tuple[int, int] | None = field(default=None, init=False)
 
     def decide(
         self, now: float, level: Level | None, vram: Vram | None, context: ContextState
     ) -> Resize | None:
         """What to do at this reading, if anything; `level` is that of VRAM, None where it is unknown.
 
-        A decision counts as carried out: the next one waits until the readings can show it.
+        The next decision waits until the readings can show this one; longer, when `context` shows later that
+        it was not carried out.
         """
         calm = level < Level.HIGH if level is not None else not context.in_vram
         if not calm:
@@ -166,7 +179,8 @@ class ElasticContext:
             self._calm_since = now
         # A recurrent model's state has no cells that could be given back.
         possible = self.settings.elastic and context.bytes_per_cell > 0
-        if not possible or now - self._resized_at < _SETTLE_S:
+        self._learn(now, context)
+        if not possible or now < self._wait_until:
             return None
         resize = None
         if level is Level.CRITICAL and vram is not None:
@@ -174,9 +188,17 @@ class ElasticContext:
         elif self._calm_since is not None and now - self._calm_since >= self.settings.calm_s:
             resize = _grow(vram, context, self.settings)
         if resize is not None:
-            self._resized_at = now
+            self._expected = (resize.size, resize.slots)
             self._calm_since = None
         return resize
+
+    def _learn(self, now: float, context: ContextState) -> None:
+        if self._expected is None:
+            return
+        done = self._expected == (context.size, context.slots)
+        self._wait_s = _SETTLE_S if done else min(_LONGEST_WAIT_S, 2 * self._wait_s)
+        self._wait_until = now + self._wait_s
+        self._expected = None
 
 
 def _shrink(vram: Vram, context: ContextState, settings: MemorySettings) -> Resize | None:
@@ -210,7 +232,7 @@ def _grow(vram: Vram | None, context: ContextState, settings: MemorySettings) ->
 def _fit(wanted: int, context: ContextState, settings: MemorySettings) -> tuple[int, int]:
     """(size, slots) of the largest possible context of at most `wanted` cells, or of the smallest allowed."""
     if context.unified:
-        floor = max(settings.min_context, context.longest_live_tokens, CELL_STEP)
+        floor = max(settings.min_context, context.longest_live_tokens + 1)
         floor = math.ceil(floor / CELL_STEP) * CELL_STEP
         size = max(wanted // CELL_STEP * CELL_STEP, floor)
         return min(size, context.original_size), context.original_slots
