@@ -9,7 +9,7 @@ import pytest
 from astraea_local.engine.memory import MemoryProbe, Reading
 from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.profile import MemorySettings
-from astraea_local.scheduler.pressure import Amount, ContextState, Level, Resize
+from astraea_local.scheduler.pressure import Amount, ContextState, Resize
 
 SETTINGS = MemorySettings(calm_s=10.0, poll_ms=500)
 CELL = 1 << 10
@@ -65,12 +65,12 @@ def test_the_context_follows_simulated_pressure_and_its_end(watch: MemoryWatch) 
 def test_readings_are_looked_at_in_intervals_but_a_simulation_at_once(watch: MemoryWatch) -> None:
     watch.tick(0.0, HALF_FULL, CONTEXT)
     watch.tick(0.4, Amount(8192, 0), CONTEXT)
-    assert watch.levels["cells"] is Level.LOW
+    assert watch.labels["cells"] == "low"
     watch.simulate(Reading(disk_total=100, disk_free=1))
     watch.tick(0.41, HALF_FULL, CONTEXT)
     assert watch.labels["disk"] == "critical"
     watch.tick(0.92, Amount(8192, 0), CONTEXT)
-    assert watch.levels["cells"] is Level.CRITICAL
+    assert watch.labels["cells"] == "critical"
 
 
 def test_an_unloaded_model_holds_nothing_and_is_not_resized(watch: MemoryWatch) -> None:
