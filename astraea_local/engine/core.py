@@ -235,6 +235,15 @@ class EngineCore:
             self.note("info", f"scheduling by {name}: {self.scheduler.policy.summary}")
             self._replan = True
 
+    def pressure_changed(self, levels: dict[str, PressureLevel]) -> None:
+        """Memory is scarcer or less so: decisions about idle KV are reconsidered."""
+        for name, level in levels.items():
+            if level in ("high", "critical") and self.levels.get(name) not in ("high", "critical"):
+                self.note("warning", f"{name} is {level}")
+        self.levels.clear()
+        self.levels.update(levels)
+        self.residency.ask_again()
+
     # -- the loop ----------------------------------------------------------------------------------
 
     @property

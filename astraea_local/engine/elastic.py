@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from astraea_local.engine.binding import BindingError, Context, ContextParams, Model
 from astraea_local.engine.core import EngineCore, EngineFault
 from astraea_local.engine.messages import Resized
+from astraea_local.scheduler.pressure import ContextState
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Elastic:
         self._loaded = loaded
         self._load_model = load_model
         self._params_for = params_for
-        self.size, self.slots = loaded.context.params.n_ctx, core.scheduler.slots
+        self.size, self.slots = core.profile.context.size, core.scheduler.slots
         self.original = (self.size, self.slots)
         """Cells and slots as the profile has them."""
         self.paused = False
@@ -58,6 +59,22 @@ class Elastic:
     def longest(self) -> int:
         """Tokens of the longest context that is running or waiting to."""
         return max((len(run.context) for run in self._core.runs.values()), default=0)
+
+    @property
+    def state(self) -> ContextState | None:
+        """The sizes, for decisions under pressure; None while the model is unloaded."""
+        if self.paused:
+            return None
+        return ContextState(
+            size=self.size,
+            original_size=self.original[0],
+            slots=self.slots,
+            original_slots=self.original[1],
+            bytes_per_cell=round(self._core.meter.speeds.kv_token_bytes),
+            unified=self._loaded.context.params.unified,
+            longest_live_tokens=self.longest,
+            in_vram=self._core.offloaded != "none",
+        )
 
     @property
     def now(self) -> Resized:

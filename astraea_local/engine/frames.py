@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence
 from astraea_local.frame import (
@@ -27,6 +28,7 @@ class FrameBuilder:
     """Makes frames of one core."""
 
     core: EngineCore
+    watch: MemoryWatch
     started: float = field(default_factory=time.monotonic)
 
     def build(self) -> StateFrame:
@@ -48,6 +50,7 @@ class FrameBuilder:
             queue=self._queue(now),
             slots=slots,
             kv=self._kv_row(),
+            memory=self.watch.row(),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_rate(0),
                 decode_step_s=step_s,

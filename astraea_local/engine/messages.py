@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from astraea_local.engine.binding import Tokens
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
 from astraea_local.profile import PolicyName
 
@@ -51,6 +52,13 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatePressure:
+    """What `reading` knows replaces what is measured; None ends the simulation."""
+
+    reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop and exit."""
 
@@ -74,7 +82,7 @@ class Suspend:
 
 
 Question = Resize | Suspend
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop | Question
+ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import (
     Cancel,
     Delta,
@@ -36,6 +37,7 @@ from astraea_local.engine.messages import (
     Resize,
     Resized,
     SetPolicy,
+    SimulatePressure,
     Started,
     Stop,
     Submit,
@@ -119,6 +121,7 @@ class Engine:
         self.restarts = 0
         self.failure = ""
         self.frame: StateFrame | None = None
+        self.simulated: Reading | None = None
 
     @property
     def in_flight(self) -> int:
@@ -177,6 +180,12 @@ class Engine:
     async def suspend(self, on: bool) -> Reply:
         """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""
         return await self._ask(Suspend(self.next_id(), on))
+
+    def simulate_pressure(self, reading: Reading | None) -> None:
+        """Goes on as if memory were like that, after a restart of the engine as well; None ends it."""
+        self.simulated = reading
+        if self.status == "ready":
+            self._send([SimulatePressure(reading)])
 
     async def next_frame(self, wait_s: float) -> bool:
         """Waits for a newer frame; False when none came in time."""
@@ -289,6 +298,8 @@ class Engine:
         self.ready = message
         self.status = "ready"
         self._ready_at = time.monotonic()
+        if self.simulated is not None:
+            self._send([SimulatePressure(self.simulated)])
         self._send([h.request for h in self._handles.values()])
         if self._started is not None and not self._started.done():
             self._started.set_result(message)

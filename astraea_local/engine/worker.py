@@ -20,13 +20,24 @@ import psutil
 from astraea_local import calibration
 from astraea_local.calibration import Layout
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
-from astraea_local.engine.binding import BindingError, Context, ContextParams, Model, ModelClass, Vocab
+from astraea_local.engine.binding import (
+    BindingError,
+    Context,
+    ContextParams,
+    Model,
+    ModelClass,
+    Vocab,
+    used_gpus,
+)
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
 from astraea_local.engine.experience import Experience
 from astraea_local.engine.frames import FrameBuilder
+from astraea_local.engine.kv.folder import default_root
 from astraea_local.engine.kv.tiers import Tiers, open_tiers
 from astraea_local.engine.kv.transfer import Form
+from astraea_local.engine.memory import MemoryProbe
+from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.messages import (
     Cancel,
     EndJob,
@@ -37,6 +48,7 @@ from astraea_local.engine.messages import (
     Reply,
     Resize,
     SetPolicy,
+    SimulatePressure,
     Stop,
     Submit,
     Suspend,
@@ -45,6 +57,7 @@ from astraea_local.engine.messages import (
 )
 from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile, override
+from astraea_local.scheduler.pressure import Amount
 
 _logger = logging.getLogger(__name__)
 
@@ -215,9 +228,15 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
             model.n_ctx_train,
         ),
     )
+    folder = core.residency.store.folder or default_root()
+    gpus = used_gpus(profile.model.gpu_layers, profile.model.split, profile.model.main_gpu)
+    probe = MemoryProbe(gpus, folder, profile.memory.poll_ms / 1000)
+    watch = MemoryWatch(probe, profile.memory, model.size_bytes)
+    watch.start()
     try:
-        _loop(core, elastic, experience, pipe, calibrated=speeds is not None)
+        _loop(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
     finally:
+        watch.close()
         # Also when the front is gone: who starts the server again finds its agents' states.
         elastic.flush(_FLUSH_S)
         experience.close()
@@ -230,9 +249,15 @@ def _known(calibrated: bool, records: int) -> str:
 
 
 def _loop(
-    core: EngineCore, elastic: Elastic, experience: Experience, pipe: Pipe, *, calibrated: bool
+    core: EngineCore,
+    elastic: Elastic,
+    watch: MemoryWatch,
+    experience: Experience,
+    pipe: Pipe,
+    *,
+    calibrated: bool,
 ) -> None:
-    frames = FrameBuilder(core)
+    frames = FrameBuilder(core, watch)
     info = frames.server_info()
     pipe.send(
         [
@@ -266,6 +291,8 @@ def _loop(
                     core.end_job(message)
                 case SetPolicy(name):
                     core.set_policy(name)
+                case SimulatePressure(reading):
+                    watch.simulate(reading)
                 case Resize() | Suspend():
                     pipe.send(answer(message, elastic))
                 case Stop():
@@ -275,6 +302,7 @@ def _loop(
         idle = core.busy or not core.idle()
         out = core.take_messages()
         now = time.monotonic()
+        out += relieve(core, elastic, watch, now)
         # Becoming idle is shown at once: the next look may be a second away.
         if now >= next_frame or (was_busy and not core.busy):
             core.forget_old_jobs()
@@ -297,3 +325,20 @@ def answer(question: Resize | Suspend, elastic: Elastic) -> list[ToFront]:
     except ResizeRefused as error:
         return [Reply(question.request, "refused", str(error))]
     return [elastic.now, Reply(question.request, "done", text)]
+
+
+def relieve(core: EngineCore, elastic: Elastic, watch: MemoryWatch, now: float) -> list[ToFront]:
+    """Looks at the memory, and gives back or takes what the pressure asks for."""
+    table = None if elastic.paused else core.table
+    cells = None if table is None else Amount(table.cells_total, table.cells_total - table.cells_used)
+    change = watch.tick(now, cells, elastic.state)
+    if watch.labels != core.levels:
+        core.pressure_changed(watch.labels)
+    if change is None:
+        return []
+    try:
+        elastic.resize(change.size, change.slots, change.reason)
+    except ResizeRefused as error:
+        core.note("warning", f"the context keeps its size: {error}")
+        return []
+    return [elastic.now]

@@ -7,6 +7,7 @@ meanwhile.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from astraea_local.engine.binding import Bytes
 from astraea_local.engine.kv.arena import BufferArena
@@ -52,6 +53,11 @@ class DiskTier:
     def budget(self) -> int:
         """Bytes."""
         return self._store.budget
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._store.folder
 
     @property
     def busy(self) -> bool:

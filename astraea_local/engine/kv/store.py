@@ -8,6 +8,7 @@ import enum
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.kv.arena import BufferArena
@@ -82,6 +83,11 @@ class ParkedStore:
     def disk_bytes(self) -> int:
         """Bytes of states on disk."""
         return sum(part.size for part in self.tree if part.on_disk)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are."""
+        return None if self.disk is None else self.disk.folder
 
     @property
     def enabled(self) -> bool:
