@@ -38,10 +38,14 @@ def run(watch: MemoryWatch, context: ContextState, start: float, seconds: float)
     return made
 
 
+def cells(watch: MemoryWatch) -> str:
+    return watch.labels["cells"]
+
+
 def test_a_machine_without_gpu_has_levels_of_the_rest(watch: MemoryWatch) -> None:
     assert watch.tick(0.0, HALF_FULL, CONTEXT) is None
     assert set(watch.labels) == {"cells", "ram", "disk"}
-    assert watch.labels["cells"] == "low"
+    assert cells(watch) == "low"
     row = watch.row()
     assert (row.vram_total, row.weights_bytes, row.context_bytes) == (None, WEIGHTS, 8192 * CELL)
     assert row.pressure == watch.labels
@@ -65,12 +69,12 @@ def test_the_context_follows_simulated_pressure_and_its_end(watch: MemoryWatch) 
 def test_readings_are_looked_at_in_intervals_but_a_simulation_at_once(watch: MemoryWatch) -> None:
     watch.tick(0.0, HALF_FULL, CONTEXT)
     watch.tick(0.4, Amount(8192, 0), CONTEXT)
-    assert watch.labels["cells"] == "low"
+    assert cells(watch) == "low"
     watch.simulate(Reading(disk_total=100, disk_free=1))
     watch.tick(0.41, HALF_FULL, CONTEXT)
     assert watch.labels["disk"] == "critical"
     watch.tick(0.92, Amount(8192, 0), CONTEXT)
-    assert watch.labels["cells"] == "critical"
+    assert cells(watch) == "critical"
 
 
 def test_an_unloaded_model_holds_nothing_and_is_not_resized(watch: MemoryWatch) -> None:
