@@ -95,12 +95,10 @@ class Distribution:
 
         What is within a rounding error of `reached` counts as passed.
         """
-        reached += 1e-9 * (1.0 + reached)
-        index = bisect_right(self.points, reached)
-        if index == 0 and reached <= 2e-9:
-            return self
+        passed = reached + 1e-9 * (1.0 + reached)
+        index = bisect_right(self.points, passed)
         if self._above[index] <= 0.0:
-            return Distribution.of([self.remaining(reached)])
+            return Distribution.of([self.remaining(passed)])
         return Distribution.of([p - reached for p in self.points[index:]], self.weights[index:])
 
     def scaled(self, factor: float) -> "Distribution":
