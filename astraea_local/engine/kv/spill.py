@@ -16,6 +16,8 @@ from astraea_local.engine.kv.files import PartHeader
 from astraea_local.engine.kv.parts import Part, PartTree
 
 _RETRY_S = 60.0
+# Of a file, beside its state and 4 bytes for each token.
+_FILE_OVERHEAD = 1024
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class DiskTier:
             return
         if part.parent is not None and not (part.parent.on_disk or part.parent.id in self._in_flight):
             return
-        if not self._make_room(part.size, value):
+        if not self._make_room(part, value):
             return
         self._hold(part, part.buffer)
         self._store.write(
@@ -167,15 +169,21 @@ class DiskTier:
                 self._silent_until = self._clock() + _RETRY_S
                 self._note(f"KV states are not written to disk: {reason}")
 
-    def _make_room(self, size: int, value: Callable[[Part], float]) -> bool:
-        if size > self._store.budget:
-            return False
-        while self._store.bytes_used + size > self._store.budget:
+    def _make_room(self, part: Part, value: Callable[[Part], float]) -> bool:
+        """Gives up what is worth less for its size, until the part fits; False when it does not."""
+
+        def worth(each: Part) -> float:
+            return value(each) / max(1, each.size)
+
+        while self._store.free_bytes() < part.size + _FILE_OVERHEAD + 4 * len(part.tokens):
             # A file that is the only copy of what others hang from must stay.
-            held = [p for p in self.tree if p.on_disk and not p.busy and (p.buffer or not p.children)]
-            if not held:
+            held = [p for p in self.tree if p.on_disk and not p.busy]
+            held = [p for p in held if p.buffer is not None or not p.children]
+            worst = min(held, key=worth, default=part)
+            if worth(worst) >= worth(part):
                 return False
-            worst = min(held, key=lambda p: value(p) / max(1, p.size))
             self._store.remove(worst.id)
             worst.on_disk = False
+            if worst.buffer is None:
+                self.tree.remove(worst)
         return True
