@@ -1,7 +1,7 @@
 """Speed of the disk tier: a state written and read by the store, against the same bytes without it.
 
-In turns on the same disk; medians are printed. `plain` is one write and one read of the whole buffer, to and
-from memory that is in use, as it is for the store; neither waits for the device (no fsync). With `--cold`
+In turns on the same disk; medians are printed. `plain` writes and reads the buffer in pieces of 512 KiB, which
+is faster here than in one; neither waits for the device (no fsync). With `--cold`
 the pages are dropped from the cache between write and read, where the system allows it.
 """
 
@@ -22,6 +22,7 @@ _EXAMPLE = """example:
   python benchmarks/disk_store.py --mb 64 --repeats 7 --json disk_store.json
 """
 _ID = "0" * 32
+_PIECE = 1 << 19
 
 
 def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, float]:
@@ -30,7 +31,7 @@ def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, f
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     left = data.data
     while left:
-        left = left[os.write(descriptor, left) :]
+        left = left[os.write(descriptor, left[:_PIECE]) :]
     os.close(descriptor)
     written = time.perf_counter() - began
     if cold:
@@ -39,7 +40,7 @@ def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, f
     descriptor = os.open(path, os.O_RDONLY)
     left = into.data
     while left:
-        left = left[os.readv(descriptor, [left]) :]
+        left = left[os.readv(descriptor, [left[:_PIECE]]) :]
     os.close(descriptor)
     read = time.perf_counter() - began
     path.unlink()
@@ -118,10 +119,9 @@ def main() -> None:
     if arguments.cold and not hasattr(os, "posix_fadvise"):
         parser.error("--cold: this system cannot drop pages")
     figures = []
+    pair = f"{'plain':>10} {'store':>10}"
     print(f"{'':>8} {'write, MB/s':>21} {'read, MB/s':>21} {'both, ms':>17} {'store':>9}")
-    print(
-        f"{'MiB':>8} {'plain':>10} {'store':>10} {'plain':>10} {'store':>10} {'plain':>8} {'store':>8} {'/ plain':>9}"
-    )
+    print(f"{'MiB':>8} {pair} {pair} {'plain':>8} {'store':>8} {'/ plain':>9}")
     for mb in arguments.mb:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             found = measure(Path(folder), mb << 20, arguments.repeats, cold=arguments.cold)

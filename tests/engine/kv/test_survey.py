@@ -1,7 +1,6 @@
 """What lies on disk, seen and removed from outside."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from tests.engine.kv.states import IDENTITY, OTHER, part, part_id, settle
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
+def root(tmp_path: Path) -> Path:
     """Parts 1 <- 2 <- 3 of `coder` and `tester`, 4 by itself; part 1 also for another model."""
     store = DiskStore(tmp_path, IDENTITY, 1 << 20, model="one.gguf")
     store.open()
