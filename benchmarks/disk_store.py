@@ -1,8 +1,8 @@
 """Speed of the disk tier: a state written and read by the store, against the same bytes without it.
 
-In turns on the same disk; medians are printed. `plain` writes and reads the buffer in pieces of 512 KiB, which
-is faster here than in one; neither waits for the device (no fsync). With `--cold`
-the pages are dropped from the cache between write and read, where the system allows it.
+In turns on the same disk; medians are printed. `plain` writes and reads the buffer in pieces of 512 KiB,
+which is faster than in one; neither waits for the device (no fsync). With `--cold` the pages are dropped
+from the cache between write and read, where the system allows it.
 """
 
 import argparse
