@@ -209,7 +209,7 @@ def test_a_file_that_is_spoilt_while_the_store_runs_is_reported_and_removed(
         elif damage == "renamed":
             shutil.copy(store.folder / f"{part_id(2)}.kv", file)
         else:
-            where = {"tokens": -5012, "state": -2000, "cut": 0, "version": 8}[damage]
+            where = {"tokens": -5012, "state": -2000, "cut": -1, "version": 8}[damage]
             whole[where] ^= 0x40
             file.write_bytes(whole[:-1000] if damage == "cut" else whole)
         reason = _got(store, 1)
@@ -380,7 +380,9 @@ def test_a_folder_that_is_read_only_can_be_read(tmp_path: Path, monkeypatch: pyt
             path: object, *rest: int, original: Callable[..., object] = original, name: str = name
         ) -> object:
             reads = name == "open" and not (rest and rest[0] & os.O_CREAT)
-            return original(path, *rest) if reads else refuse()
+            if not reads:
+                refuse()
+            return original(path, *rest)
 
         monkeypatch.setattr(os, name, guarded)
     with _opened(tmp_path) as store:
