@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence
 from astraea_local.frame import (
@@ -27,6 +28,7 @@ class FrameBuilder:
     """Makes frames of one core."""
 
     core: EngineCore
+    watch: MemoryWatch
     started: float = field(default_factory=time.monotonic)
 
     def build(self) -> StateFrame:
@@ -34,30 +36,21 @@ class FrameBuilder:
         core = self.core
         now = core.clock()
         speeds = core.meter.speeds
-        stats = core.store.stats
-        slots = [self._slot(s) for s in core.table]
-        running = max(1, sum(s.segment is not None for s in core.table))
-        step_s = speeds.decode_step(running, sum(len(s.tokens) for s in core.table if s.segment is not None))
+        sequences = list(core.table) if core.residency.attached else []
+        slots = [self._slot(s) for s in sequences]
+        live = [s for s in sequences if s.segment is not None]
+        running = max(1, len(live))
+        step_s = speeds.decode_step(running, sum(len(s.tokens) for s in live))
         return StateFrame(
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
+            status="ready" if core.residency.attached else "paused",
             server=self.server_info(),
             jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
             queue=self._queue(now),
             slots=slots,
-            kv=KvRow(
-                cells_used=core.table.cells_used,
-                cells_total=core.table.cells_total,
-                ram_bytes=core.store.bytes_used,
-                ram_budget_bytes=core.store.budget,
-                ram_states=len(core.store.snapshots),
-                parks=stats.parks,
-                restores=stats.restores,
-                restore_failures=stats.failures,
-                evictions=stats.evictions,
-                park_s=stats.park_s,
-                restore_s=stats.restore_s,
-            ),
+            kv=self._kv_row(),
+            memory=self.watch.row(),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_rate(0),
                 decode_step_s=step_s,
@@ -69,21 +62,50 @@ class FrameBuilder:
             events=list(core.events),
         )
 
+    def _kv_row(self) -> KvRow:
+        residency = self.core.residency
+        store, table = residency.store, residency.table if residency.attached else None
+        stats, disk = store.stats, store.disk
+        return KvRow(
+            cells_used=0 if table is None else table.cells_used,
+            cells_total=0 if table is None else table.cells_total,
+            ram_bytes=store.ram_bytes,
+            ram_budget_bytes=store.arena.budget,
+            ram_states=sum(part.buffer is not None for part in store.tree),
+            parks=stats.parks,
+            restores=stats.restores,
+            restore_failures=stats.failures,
+            evictions=stats.evictions,
+            park_s=stats.park_s,
+            restore_s=stats.restore_s,
+            disk_bytes=store.disk_bytes,
+            disk_budget_bytes=0 if disk is None else disk.budget,
+            disk_states=sum(part.on_disk for part in store.tree),
+            disk_writes=0 if disk is None else disk.stats.writes,
+            disk_reads=0 if disk is None else disk.stats.reads,
+            disk_failures=0 if disk is None else disk.stats.failures,
+            prefetches=residency.stats.prefetches,
+            compactions=residency.stats.compactions,
+            rebuilds=residency.stats.rebuilds,
+            shared_bytes=stats.shared_bytes,
+        )
+
     def server_info(self) -> ServerInfo:
         """The constant part."""
         core = self.core
         return ServerInfo(
             version=__version__,
-            model=core.model.path.stem,
-            model_class=core.model.model_class.value,
+            model=core.model_name,
+            model_class=core.model_class.value,
             profile=core.profile.name,
             policy=core.scheduler.policy.name,
-            layout="unified" if core.table.unified else "per_slot",
+            layout=core.layout,
             slots=core.scheduler.slots,
-            context=core.table.cells_total,
+            context=core.cells,
             job_context=core.job_limit,
-            offloaded=core.model.offloaded,
+            offloaded=core.offloaded,
             pid=os.getpid(),
+            retention=core.residency.policy.name,
         )
 
     def _steps(self) -> dict[str, float]:
@@ -100,7 +122,8 @@ class FrameBuilder:
     def _job(self, job: Job, now: float) -> JobRow:
         core = self.core
         runs = [core.runs[i] for i in job.active if i in core.runs]
-        tier, kv_tokens = self._kv(job.id)
+        tier, kv_tokens, kv_bytes = self._kv(job.id)
+        move, move_s = self._next_move(job.id, now)
         segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
         since = max((s.since for s in segments), default=job.since)
         return JobRow(
@@ -117,17 +140,37 @@ class FrameBuilder:
             segments=job.segments,
             kv=tier,
             kv_tokens=kv_tokens,
+            kv_bytes=kv_bytes,
+            pinned=job.id in core.residency.pinned,
+            next_move=move,
+            next_move_s=move_s,
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
             reason=job.reason,
         )
 
-    def _kv(self, job_id: str) -> tuple[KvTier, int]:
-        resident = [len(s.tokens) for s in self.core.table if s.job == job_id]
-        parked = [len(s.tokens) for s in self.core.store.snapshots if s.job == job_id]
-        if resident and max(resident) >= max(parked, default=0) and max(resident):
-            return "slot", max(resident)
-        return ("ram", max(parked)) if parked else ("none", 0)
+    def _kv(self, job_id: str) -> tuple[KvTier, int, int]:
+        """Where a job's KV is, its tokens and its bytes."""
+        core = self.core
+        sequences = core.table if core.residency.attached else ()
+        resident = max((len(s.tokens) for s in sequences if s.job == job_id), default=0)
+        tier, parked, size = core.residency.store.tier_of(job_id)
+        if resident and resident >= parked:
+            return "slot", resident, int(resident * core.meter.speeds.kv_token_bytes)
+        return tier, parked, size
+
+    def _next_move(self, job_id: str, now: float) -> tuple[str, float | None]:
+        """What will be done with a waiting job's KV, and in how many seconds if that is decided."""
+        residency = self.core.residency
+        away = residency.away.get(job_id)
+        if away is not None:
+            back = "brought back before its job" if away.back_at is not None else "brought back on demand"
+            return f"{back} ({away.reason})", None if away.back_at is None else max(0.0, away.back_at - now)
+        for stay in residency.stays.values():
+            if stay.job == job_id and stay.verdict is not None:
+                until = stay.verdict.until
+                return stay.verdict.reason, None if until is None else max(0.0, until - now)
+        return "", None
 
     def _queue(self, now: float) -> list[SegmentRow]:
         core = self.core

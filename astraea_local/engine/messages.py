@@ -1,8 +1,10 @@
 """What front and engine say to each other: small dataclasses, sent in lists over a pipe."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from astraea_local.engine.binding import Tokens
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
 from astraea_local.profile import PolicyName
 
@@ -50,11 +52,37 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatePressure:
+    """What `reading` knows replaces what is measured; None ends the simulation."""
+
+    reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Go on with a context of another size; answered by `Reply`."""
+
+    request: int
+    size: int
+    """KV cells in total."""
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Unload the model, or load it again; answered by `Reply`."""
+
+    request: int
+    on: bool
+
+
+Question = Resize | Suspend
+ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +187,26 @@ class Frame:
     json: bytes
 
 
-ToFront = Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a `Question`."""
+
+    request: int
+    outcome: Literal["done", "unknown", "refused"]
+    """`unknown`: there is no such job. `refused`: not possible as things are."""
+    text: str
+    """What was done, or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The context has another size now."""
+
+    slots: int
+    context: int
+    job_context: int
+
+
+ToFront = (
+    Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame | Reply | Resized
+)

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import (
     Cancel,
     Delta,
@@ -30,11 +31,17 @@ from astraea_local.engine.messages import (
     LoadFailed,
     Loading,
     Paused,
+    Question,
     Ready,
+    Reply,
+    Resize,
+    Resized,
     SetPolicy,
+    SimulatePressure,
     Started,
     Stop,
     Submit,
+    Suspend,
     ToEngine,
     ToFront,
 )
@@ -53,7 +60,8 @@ _MAX_CRASHES = 5
 _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.25
 _MAX_BACKOFF_S = 30.0
-_STOP_S = 5.0
+# More than the engine takes to write parked states to disk.
+_STOP_S = 15.0
 
 
 class EngineStartError(Exception):
@@ -96,6 +104,7 @@ class Engine:
         self._on_progress = on_progress
         self._ids = itertools.count(1)
         self._handles: dict[int, Handle] = {}
+        self._asked: dict[int, asyncio.Future[Reply]] = {}
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._generation = 0
@@ -112,6 +121,7 @@ class Engine:
         self.restarts = 0
         self.failure = ""
         self.frame: StateFrame | None = None
+        self.simulated: Reading | None = None
 
     @property
     def in_flight(self) -> int:
@@ -162,6 +172,20 @@ class Engine:
     def policy(self) -> PolicyName:
         """The policy in force."""
         return self._spec.profile.scheduler.policy
+
+    async def resize(self, size: int, slots: int) -> Reply:
+        """Goes on with a context of that many cells and slots; says what was done or why not."""
+        return await self._ask(Resize(self.next_id(), size, slots))
+
+    async def suspend(self, on: bool) -> Reply:
+        """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""
+        return await self._ask(Suspend(self.next_id(), on))
+
+    def simulate_pressure(self, reading: Reading | None) -> None:
+        """Goes on as if memory were like that, after a restart of the engine as well; None ends it."""
+        self.simulated = reading
+        if self.status == "ready":
+            self._send([SimulatePressure(reading)])
 
     async def next_frame(self, wait_s: float) -> bool:
         """Waits for a newer frame; False when none came in time."""
@@ -221,6 +245,14 @@ class Engine:
             if not post(self._on_messages, messages):
                 return
 
+    async def _ask(self, question: Question) -> Reply:
+        if self.status != "ready":
+            return Reply(question.request, "refused", f"the engine is {self.status}: try again later")
+        asked: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked[question.request] = asked
+        self._send([question])
+        return await asked
+
     def _send(self, messages: list[ToEngine]) -> None:
         # A dead child is noticed by the reader, which decides what becomes of the requests.
         with contextlib.suppress(OSError):
@@ -255,6 +287,10 @@ class Engine:
                     self._on_load_failed(text)
                 case Frame(json):
                     self._on_frame(json)
+                case Reply():
+                    self._on_reply(message)
+                case Resized():
+                    self._on_resized(message)
                 case _:
                     self._on_segment(message)
 
@@ -262,6 +298,8 @@ class Engine:
         self.ready = message
         self.status = "ready"
         self._ready_at = time.monotonic()
+        if self.simulated is not None:
+            self._send([SimulatePressure(self.simulated)])
         self._send([h.request for h in self._handles.values()])
         if self._started is not None and not self._started.done():
             self._started.set_result(message)
@@ -270,9 +308,22 @@ class Engine:
         self._generation += 1
         self._fail_for_good(text)
 
+    def _on_reply(self, reply: Reply) -> None:
+        asked = self._asked.pop(reply.request, None)
+        if asked is not None and not asked.done():
+            asked.set_result(reply)
+
+    def _on_resized(self, sizes: Resized) -> None:
+        if self.ready is not None:
+            self.ready = replace(
+                self.ready, slots=sizes.slots, context=sizes.context, job_context=sizes.job_context
+            )
+
     def _on_frame(self, json: bytes) -> None:
         frame = StateFrame.model_validate_json(json)
-        frame.status, frame.restarts = self.status, self.restarts
+        if not (self.status == "ready" and frame.status == "paused"):
+            frame.status = self.status
+        frame.restarts = self.restarts
         self.frame = frame
         self._frame_changed.set()
         self._frame_changed = asyncio.Event()
@@ -316,6 +367,8 @@ class Engine:
         if self._started is not None and not self._started.done():
             self._fail_for_good(f"the engine died while loading the model ({_exit_words(code)})")
             return
+        for request in list(self._asked):
+            self._on_reply(Reply(request, "refused", f"the engine died ({_exit_words(code)})"))
         for handle in list(self._handles.values()):
             self._decide_rerun(handle, code)
         if self._crashes > _MAX_CRASHES:

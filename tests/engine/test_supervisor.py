@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import Delta, Failed, Finished, Submit
 from astraea_local.engine.sampling import SamplingParams
 from astraea_local.engine.supervisor import Engine, EngineStartError, Handle, SegmentEvent
@@ -174,3 +175,31 @@ async def test_stopping_lets_running_segments_end(spec: EngineSpec) -> None:
     late = (await events(submit(engine)))[-1]
     assert isinstance(late, Failed)
     assert late.retryable
+
+
+async def test_simulated_pressure_outlives_the_engine(
+    spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readings that a user pretends reach the child at once, and the next one before any request."""
+    log = tmp_path / "pressure"
+    log.touch()
+    monkeypatch.setenv(children.FLAG, str(log))
+
+    async def line(number: int) -> str:
+        async with asyncio.timeout(30):
+            while len(lines := log.read_text().splitlines()) <= number:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # another process writes the file
+        return lines[number]
+
+    async with running(spec, target=children.notes_pressure) as engine:
+        first = engine_pid(engine)
+        given = Reading(vram_total=1000, vram_others=900)
+        engine.simulate_pressure(given)
+        assert await line(0) == f"{first} {given}"
+        os.kill(first, signal.SIGKILL)
+        second = await line(1)
+        assert second.endswith(f" {given}")
+        assert not second.startswith(f"{first} ")
+        engine.simulate_pressure(None)
+        assert (await line(2)).endswith(" None")
+        assert engine.simulated is None

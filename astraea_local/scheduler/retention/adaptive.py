@@ -33,6 +33,7 @@ class Adaptive(Retention):
 
     name: ClassVar[str] = "adaptive"
     summary: ClassVar[str] = "least expected delay of all jobs"
+    copies_ahead: ClassVar[bool] = True
 
     def __init__(self, min_tokens: int, prefetch: bool) -> None:
         """Shorter contexts than `min_tokens` are not parked."""

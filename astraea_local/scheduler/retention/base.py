@@ -119,6 +119,8 @@ class Retention(ABC):
     """In a few words, for lists."""
     shares: ClassVar[bool] = True
     """Whether a prefix computed for one job serves another."""
+    copies_ahead: ClassVar[bool] = False
+    """Whether idle states are copied out while nothing runs, so that leaving later costs no time."""
 
     def idle(self, kv: IdleKv, at: Situation) -> Verdict:
         """Asked when a wait begins, when `until` has passed and when the pressure changes."""
