@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from astraea_local.scheduler.distribution import Distribution
 from astraea_local.scheduler.retention.base import (
     Eviction,
     IdleKv,
@@ -17,7 +16,14 @@ from astraea_local.scheduler.retention.base import (
     keep,
     whose,
 )
-from astraea_local.scheduler.retention.costs import cheapest, fetch_after, hold_for, holding, rest_of
+from astraea_local.scheduler.retention.costs import (
+    cheapest,
+    fetch_after,
+    hold_for,
+    holding,
+    mean_rest,
+    rest_of,
+)
 
 _PLACES = {Move.RAM: "RAM", Move.DISK: "disk"}
 
@@ -49,7 +55,7 @@ class Adaptive(Retention):
             return keep("nobody needs its place")
         move, move_s = cheapest(kv, at, self._min_tokens, rate)
         hold, delay = hold_for(rest, rate, move_s)
-        held = f"holding costs {rate:.2g} s/s, {_back(kv, rest)}"
+        held = f"holding costs {rate:.2g} s/s, {_back(kv, rest.mean)}"
         if hold > 0.0:
             return keep(f"{held}; {_named(move, kv)} would cost {duration(move_s)}", at.now + hold)
         fetch = None
@@ -61,25 +67,25 @@ class Adaptive(Retention):
         """Least delay for each second that a place is free before its owner is back."""
 
         def price(kv: IdleKv) -> float:
-            rest = rest_of(kv, at.now)
+            rest = mean_rest(kv, at.now)
             if rest is None:
                 return math.inf
             places = kv.tokens if at.taxed else 1
-            return cheapest(kv, at, self._min_tokens)[1] / max(rest.mean * places, 1e-12)
+            return cheapest(kv, at, self._min_tokens)[1] / max(rest * places, 1e-12)
 
         first = min(candidates, key=lambda kv: (price(kv), self._precious(kv), kv.last_used))
         move, delay = cheapest(first, at, self._min_tokens)
-        back = _back(first, rest_of(first, at.now))
+        back = _back(first, mean_rest(first, at.now))
         return Eviction(first.holder, move, f"{back}; {_named(move, first)} costs {duration(delay)}")
 
     def _precious(self, kv: IdleKv) -> bool:
         return kv.new_tokens > 0 and kv.tokens >= self._min_tokens
 
 
-def _back(kv: IdleKv, rest: Distribution | None) -> str:
+def _back(kv: IdleKv, rest: float | None) -> str:
     if rest is None or not kv.useful:
         return whose(kv)
-    return f"{whose(kv)}, for about {duration(rest.mean)} more"
+    return f"{whose(kv)}, for about {duration(rest)} more"
 
 
 def _named(move: Move, kv: IdleKv) -> str:

@@ -5,7 +5,7 @@ from astraea_local.scheduler.retention.base import IdleKv, Move, ParkedKv, Situa
 
 # A conversation that came to its end goes on once in five times, and seldom before five minutes.
 _RETURNS = 0.2
-_FINISHED_S = 300.0
+_FINISHED = Distribution.of([300.0])
 # A pool that is nearly full counts as if so many segments waited for all of it.
 _EXPECTED_WAITING = {"low": 0.0, "normal": 0.0, "high": 1.0, "critical": 2.0}
 # A place that is free now is wanted within so long.
@@ -14,10 +14,18 @@ _FREE_S = 30.0
 
 def rest_of(kv: IdleKv | ParkedKv, now: float) -> Distribution | None:
     """What is left of its wait, given how long it has lasted; None when no wait is known."""
-    elapsed = max(0.0, now - kv.since)
-    if isinstance(kv, IdleKv) and not kv.useful:
-        return Distribution.of([_FINISHED_S]).rest(elapsed)
-    return None if kv.wait is None else kv.wait.rest(elapsed)
+    wait = _wait_of(kv)
+    return None if wait is None else wait.rest(max(0.0, now - kv.since))
+
+
+def mean_rest(kv: IdleKv, now: float) -> float | None:
+    """The mean of `rest_of`, seconds."""
+    wait = _wait_of(kv)
+    return None if wait is None else wait.remaining(max(0.0, now - kv.since))
+
+
+def _wait_of(kv: IdleKv | ParkedKv) -> Distribution | None:
+    return _FINISHED if isinstance(kv, IdleKv) and not kv.useful else kv.wait
 
 
 def holding(tokens: int, at: Situation) -> float:

@@ -32,7 +32,12 @@ def idle(
         wait = [float(wait)]
     if wait is not None and not isinstance(wait, Distribution):
         wait = Distribution.of(wait)
-    fields = {"job": f"job {holder}", "new_tokens": tokens, "last_used": since, "useful": True}
+    fields: dict[str, Any] = {
+        "job": f"job {holder}",
+        "new_tokens": tokens,
+        "last_used": since,
+        "useful": True,
+    }
     return IdleKv(holder=holder, tokens=tokens, since=since, wait=wait, **(fields | changes))
 
 
