@@ -13,7 +13,6 @@ from astraea_local.frame import JobState, KvTier
 DETAIL_VERSION = 1
 
 SpanKind = Literal["queued", "prefill", "decode", "paused", "tool", "parked"]
-Outcome = Literal["running", "stop", "length", "cancelled", "failed"]
 
 
 class _Part(BaseModel):
@@ -55,7 +54,8 @@ class SegmentDetail(_Part):
     """0 for the first of its job."""
     arrived: float
     ended: float | None = None
-    outcome: Outcome = "running"
+    outcome: str = "running"
+    """Afterwards `stop`, `length`, `cancelled` or `failed`."""
     prompt_tokens: int
     cached_tokens: int = 0
     """Prompt tokens that needed no prefill when it first got a slot."""

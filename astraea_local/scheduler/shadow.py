@@ -119,6 +119,7 @@ class Shadow:
             entry.ended = start + entry.service
             heapq.heapreplace(self._free, entry.ended)
             self._settle(entry.round.job)
+            horizon = min(horizon, self._next_arrival(entry.round.job, now))
         return [done for job in list(self._jobs.values()) if (done := self._completed(job)) is not None]
 
     def _next_arrival(self, job: _Job, now: float) -> float:
