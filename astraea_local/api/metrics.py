@@ -77,8 +77,8 @@ class _FrameCollector(Collector):
         pressure = GaugeMetricFamily(
             "astraea_memory_pressure", "0 = low, 1 = normal, 2 = high, 3 = critical", labels=["memory"]
         )
-        for memory, level in frame.memory.pressure.items():
-            pressure.add_metric([memory], _LEVELS.index(level))
+        for memory, felt in frame.memory.pressure.items():
+            pressure.add_metric([memory], _LEVELS.index(felt))
         yield pressure
         yield _gauge("scheduling_paused", "1 while nothing new is admitted", frame.scheduling_paused)
         yield _gauge("prefill_tokens_per_second", "Measured prefill speed", frame.speed.prefill_tokens_s)

@@ -40,8 +40,9 @@ def _act(core: EngineCore, asked: JobAction) -> str:
             return f"cancelled {count} request{'' if count == 1 else 's'}"
         case "priority":
             core.set_priority(asked.job, asked.value)
-            level = core.scheduler.policy.level(core.scheduler.jobs[asked.job])
-            return f"priority {asked.value}, in queue {level}"
+            policy = core.scheduler.policy
+            ignored = "" if policy.heeds_priority else f", which the policy {policy.name} does not look at"
+            return f"priority set to {asked.value}{ignored}"
 
 
 def _pause(core: EngineCore, on: bool) -> str:

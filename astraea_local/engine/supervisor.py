@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.messages import (
     AskJob,
     Cancel,
@@ -44,7 +45,6 @@ from astraea_local.engine.messages import (
     ToEngine,
     ToFront,
 )
-from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.frame import Event, EventLevel, StateFrame
 from astraea_local.profile import PolicyName
