@@ -38,7 +38,10 @@ def test_both_means_are_of_the_same_jobs() -> None:
     assert served.look(2.0) == (1, 0.0, None)  # whether it would have waited is not known yet
     served.serve(2.0, 12.0, 1)
     served.scheduler.end_job("long")
-    assert served.look(12.0) == (2, pytest.approx((1 + 12) / 2), pytest.approx((10 + 10) / 2))
+    finished, mean_s, fcfs_s = served.look(12.0)
+    assert finished == 2
+    assert mean_s == pytest.approx((1 + 12) / 2)
+    assert fcfs_s == pytest.approx((10 + 10) / 2)
 
 
 def test_a_job_is_counted_once_until_it_comes_back() -> None:

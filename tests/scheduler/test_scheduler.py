@@ -744,7 +744,7 @@ def test_a_closed_plan_admits_and_preempts_nothing(policy: str) -> None:
     scheduler = executor.scheduler
     running = set(scheduler.running)
     executor.submit("short", 1, 1)
-    plan = scheduler.plan(executor.now + 1000, View(executor.speeds, closed=True))
+    plan = scheduler.plan(executor.now, View(executor.speeds, closed=True))
     assert (plan.admit, plan.preempt) == ((), ())
     assert set(plan.order) == running
     executor.run()
