@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astraea_local.bench import experiment
-from astraea_local.bench.experiment import POLICY_NAMES, RETENTION_NAMES, Setting, make_tiering, simulate
+from astraea_local.bench.experiment import POLICY_NAMES, RETENTION_NAMES, Setting, simulate
 from astraea_local.bench.machine import MACHINES, Machine, a100_8b
 from astraea_local.bench.sim_kv import SimKv, State
 from astraea_local.bench.simulator import JobResult, SimResult, Simulation
 from astraea_local.bench.workloads import Call, SimJob, infercept
-from astraea_local.profile import SchedulerSettings
+from astraea_local.profile import RetentionSettings, SchedulerSettings
 from astraea_local.scheduler.batching import even_chunk
+from astraea_local.scheduler.retention import make
 from astraea_local.scheduler.speeds import Speeds
-from astraea_local.scheduler.tiers import Lru
 
 # A prompt token takes 10 ms, a step 100 ms, whatever is in it.
 ROUND = Speeds(prefill_token_s=0.01, step_base_s=0.1, step_segment_s=0.0, step_token_s=0.0)
@@ -296,7 +296,8 @@ def test_a_job_as_large_as_the_machine(policy: str) -> None:
 def test_a_prefix_that_became_known_needs_room() -> None:
     """A preempted job comes back to more shared tokens than it had computed: an idle state gives way."""
     lost: list[str] = []
-    kv = SimKv(machine(cells=100), Lru(), lambda: 0, lambda state: lost.append(state.job))
+    lru = make("lru", RetentionSettings(), watermark=1.0)
+    kv = SimKv(machine(cells=100), lru, lambda: (0, 0), lambda state: lost.append(state.job))
     first, second = State("a", 0.0), State("b", 0.0)
     for state, tokens in ((first, 10), (second, 85)):
         kv.occupy(state, tokens, 1.0)
@@ -311,7 +312,7 @@ def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="no policy named 'fifo': choose one of astraea, "):
         simulate(Setting("fifo", a100_8b()), infercept(1, jobs=1, rate=1.0))
     with pytest.raises(ValueError, match="no retention named 'hold': choose one of drop, keep, "):
-        make_tiering("hold", SchedulerSettings())
+        simulate(Setting("fcfs", a100_8b(), retention="hold"), infercept(1, jobs=1, rate=1.0))
 
 
 @st.composite

@@ -138,14 +138,13 @@ def test_a_parked_conversation_continues_exactly(demo_model: Model) -> None:
     tail = never.tokens("<|im_end|>\n<|im_start|>user\nAnd about ships?<|im_end|>\n<|im_start|>assistant\n")
     first = never.ask("agent", prompt, 40)
     assert parked.ask("agent", prompt, 40).output == first.output
-    sequence = parked.core.table.sequences[0]
-    assert parked.core.placer.park(sequence, 0.0)
-    parked.core.table.clear(sequence)
+    assert parked.core.residency.park_now("agent") == len(prompt) + 39
+    assert not parked.core.table.cells_used
     parked.context.clear()
     longer = [*prompt, *first.output, *tail]
     expected, restored = never.ask("agent", longer, 60), parked.ask("agent", longer, 60)
     assert restored.cached_tokens == expected.cached_tokens > len(prompt)
-    assert parked.core.store.stats.restores == 1
+    assert parked.core.residency.store.stats.restores == 1
     assert restored.output == expected.output
     never.close()
     parked.close()
@@ -247,7 +246,7 @@ def test_parking_off_means_recomputing(harness: MakeHarness) -> None:
     longer = [*_prompt(1, 100), *first.output, 7, 8, 9]
     again = h.ask("agent", longer)
     assert again.cached_tokens == 0
-    assert h.core.store.stats.parks == 0
+    assert h.core.residency.store.stats.parks == 0
     assert again.output == harness(context__slots=1, context__size=512).ask("x", longer).output
 
 
