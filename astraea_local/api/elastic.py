@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from astraea_local.api.errors import ApiError
+from astraea_local.api.errors import from_reply
 from astraea_local.api.service import Service
 from astraea_local.engine.messages import Reply
 
@@ -60,5 +60,5 @@ def _ready(request: Request) -> Service:
 
 def _answer(reply: Reply) -> dict[str, Any]:
     if reply.outcome != "done":
-        raise ApiError(409, reply.text, code="not_possible_now")
+        raise from_reply(reply)
     return {"done": reply.text}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from astraea_local.calibration import Layout
 from astraea_local.engine.batcher import Batcher, Output, load_of
 from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, ModelClass, Vocab
+from astraea_local.engine.completion import Completions
 from astraea_local.engine.facts import EngineFacts
 from astraea_local.engine.kv.store import Parking
 from astraea_local.engine.kv.tiers import Tiers, ram_only
@@ -26,6 +27,7 @@ from astraea_local.engine.slots import SequenceTable, common_prefix
 from astraea_local.engine.speed import SpeedMeter, measure, prefill
 from astraea_local.engine.stall import Stall
 from astraea_local.engine.text import PieceTable
+from astraea_local.engine.timeline import Timelines
 from astraea_local.frame import Event, EventLevel, PressureLevel, Totals
 from astraea_local.history import SegmentRecord
 from astraea_local.profile import PolicyName, Profile
@@ -87,11 +89,15 @@ class EngineCore:
         self.offloaded = model.offloaded
         self.model_class = model.model_class
         self.model_name = model.path.stem
+        self.quantization, self.parameters = model.quantization, model.n_params
         self.clock = clock
         self.scheduler = Scheduler(profile.scheduler, profile.context.slots, predictor=predictor)
         self.totals = Totals()
         self.step_time = StepTime()
+        self.timelines = Timelines(self.scheduler, lambda: self.meter.speeds)
+        self.completions = Completions(profile.context.slots)
         self.events: deque[Event] = deque(maxlen=200)
+        self._last_event = 0
         self.runs: dict[int, Run] = {}
         self.levels: dict[str, PressureLevel] = {}
         """Pressure on `cells`, `vram`, `ram` and `disk`."""
@@ -207,6 +213,8 @@ class EngineCore:
                 tool=request.tool,
             ),
         )
+        self.timelines.submitted(now, request)
+        self.completions.arrived(now, request.job, request.segment)
         self.totals.prompt_tokens += len(request.prompt)
         self._replan = True
 
@@ -224,6 +232,7 @@ class EngineCore:
     def tool_called(self, job: str, tool: str) -> None:
         """The job's last answer called this tool: its wait can be predicted better now."""
         self.scheduler.calls_tool(job, tool)
+        self.timelines.calls_tool(job)
         found = self.scheduler.jobs.get(job)
         if found is not None and not found.active:
             self.residency.expect(job, self.scheduler.predictor.wait(found))
@@ -234,6 +243,27 @@ class EngineCore:
             self.scheduler.set_policy(self.clock(), name)
             self.note("info", f"scheduling by {name}: {self.scheduler.policy.summary}")
             self._replan = True
+
+    def set_admitting(self, on: bool) -> None:
+        """Admits nothing new while off; what runs goes on, what is submitted waits."""
+        self.admitting = on
+        self._replan = True
+
+    def set_priority(self, job: str, priority: int) -> None:
+        """Moves a known job up or down by that many queues."""
+        self.scheduler.set_priority(self.clock(), job, priority)
+        self._replan = True
+
+    def cancel_job(self, job: str) -> int:
+        """Ends the requests of a known job, queued ones included; returns how many."""
+        segments = list(self.scheduler.jobs[job].active)
+        for segment in segments:
+            self.cancel(Cancel(segment))
+        return len(segments)
+
+    def kv_changed(self) -> None:
+        """KV was moved or dropped on request: what waiting segments can reuse is looked for again."""
+        self._recheck_cached = True
 
     def pressure_changed(self, levels: dict[str, PressureLevel]) -> None:
         """Memory is scarcer or less so: decisions about idle KV are reconsidered."""
@@ -249,7 +279,9 @@ class EngineCore:
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.runs) and self.context is not None
+        # While nothing is admitted, those that wait have nothing to do.
+        runs = self.runs if self.admitting or self._replan else self._order
+        return bool(runs) and self.context is not None
 
     def take_messages(self) -> list[ToFront]:
         """What happened since the last call."""
@@ -310,11 +342,13 @@ class EngineCore:
 
     def forget_old_jobs(self) -> None:
         """Drops jobs from which nothing came for the profile's `server.job_idle_s`."""
-        self.scheduler.forget(self.clock() - self.profile.server.job_idle_s)
+        self.completions.over(self.scheduler.forget(self.clock() - self.profile.server.job_idle_s))
+        self.residency.pinned &= self.scheduler.jobs.keys()
 
     def note(self, level: EventLevel, text: str) -> None:
         """Adds a line to the event log."""
-        self.events.append(Event(at=time.time(), level=level, text=text))
+        self._last_event += 1
+        self.events.append(Event(id=self._last_event, at=time.time(), level=level, text=text))
 
     # -- planning ----------------------------------------------------------------------------------
 
@@ -361,6 +395,7 @@ class EngineCore:
         run.sequence = sequence
         self.residency.taken(job)
         self.scheduler.started(now, segment, length)
+        self.timelines.admitted(now, segment)
         if run.started_at is None:
             run.started_at = now
             run.cached = min(length, len(run.request.prompt))
@@ -375,6 +410,7 @@ class EngineCore:
         kept = len(run.sequence.tokens)
         self._release(run)
         self.scheduler.stopped(now, run.request.segment, kept)
+        self.timelines.paused(now, run.request.segment, reason)
         self.totals.preemptions += 1
         self.note("info", f"{run.request.job} paused: {reason}")
         self._out.append(Paused(run.request.segment, reason))
@@ -420,6 +456,7 @@ class EngineCore:
                 began = time.perf_counter()
                 reason = run.take(context.logits(output.index), self._candidates, self.job_limit, now)
                 sampling += time.perf_counter() - began
+                self.timelines.sampled(now, run.request.segment)
                 if reason is not None:
                     ended.append((run, reason))
                 elif (delta := run.delta()) is not None:
@@ -439,7 +476,7 @@ class EngineCore:
         self._out.append(finished)
         if self._record is not None:
             self._record(self._as_record(run, finished, now))
-        self._discard(run, now)
+        self._discard(run, now, reason)
 
     def _as_record(self, run: Run, finished: Finished, now: float) -> SegmentRecord:
         request, back = run.request, run.back
@@ -470,7 +507,7 @@ class EngineCore:
         self.note("error", message)
         self._out.append(Failed(segment, message, code, retryable))
 
-    def _discard(self, run: Run, now: float) -> None:
+    def _discard(self, run: Run, now: float, outcome: str) -> None:
         segment, job_id = run.request.segment, run.request.job
         mine = run.sequence
         if mine is not None:
@@ -481,7 +518,9 @@ class EngineCore:
                     other.job = None
         elif self.residency.attached:
             self.residency.placer.give_up(segment)
-        self.scheduler.finish(now, segment)
+        ended = self.scheduler.finish(now, segment)
+        self.timelines.ended(now, ended, outcome)
+        self.completions.ended(now, ended)
         del self.runs[segment]
         run.close()
         if mine is not None:
@@ -534,7 +573,7 @@ class EngineCore:
         text = f"the context of {len(run.context)} tokens does not fit the pool of {pool} cells"
         self._fail(run.request.segment, text, "context_length_exceeded")
         sequence = run.sequence
-        self._discard(run, now)
+        self._discard(run, now, "failed")
         if sequence is not None:
             self.table.clear(sequence)
 

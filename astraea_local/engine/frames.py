@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.memory_watch import MemoryWatch
+from astraea_local.engine.rates import Rates
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence
 from astraea_local.frame import (
@@ -30,6 +31,7 @@ class FrameBuilder:
     core: EngineCore
     watch: MemoryWatch
     started: float = field(default_factory=time.monotonic)
+    _rates: Rates = field(default_factory=Rates)
 
     def build(self) -> StateFrame:
         """The present picture."""
@@ -37,6 +39,7 @@ class FrameBuilder:
         now = core.clock()
         speeds = core.meter.speeds
         sequences = list(core.table) if core.residency.attached else []
+        self._rates.look(now, {i: s.received for i, s in core.scheduler.running.items()})
         slots = [self._slot(s) for s in sequences]
         live = [s for s in sequences if s.segment is not None]
         running = max(1, len(live))
@@ -45,12 +48,14 @@ class FrameBuilder:
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
             status="ready" if core.residency.attached else "paused",
+            scheduling_paused=not core.admitting,
             server=self.server_info(),
             jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
             queue=self._queue(now),
             slots=slots,
             kv=self._kv_row(),
             memory=self.watch.row(),
+            completion=core.completions.look(now, core.scheduler.jobs.values()),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_rate(0),
                 decode_step_s=step_s,
@@ -105,6 +110,8 @@ class FrameBuilder:
             job_context=core.job_limit,
             offloaded=core.offloaded,
             pid=os.getpid(),
+            quant=core.quantization,
+            parameters=core.parameters,
             retention=core.residency.policy.name,
         )
 
@@ -126,10 +133,13 @@ class FrameBuilder:
         move, move_s = self._next_move(job.id, now)
         segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
         since = max((s.since for s in segments), default=job.since)
+        state = job_state(job, runs)
+        core.timelines.kv_at(now, job.id, tier)
+        wait = core.scheduler.predictor.wait(job) if state == "waiting" else None
         return JobRow(
             job=job.id,
             parent=job.parent,
-            state=_state(job, runs),
+            state=state,
             queue=core.scheduler.policy.level(job),
             kind=job.kind,
             bound=job.bound.value,
@@ -147,6 +157,13 @@ class FrameBuilder:
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
             reason=job.reason,
+            priority=job.priority,
+            created_s=now - job.created,
+            prompt_tokens=job.prompt_tokens,
+            cached_tokens=job.cached_tokens,
+            output_tokens=job.output_tokens + sum(s.output for s in segments),
+            wait_p50_s=None if wait is None else wait.quantile_beyond(0.5, now - since),
+            wait_p90_s=None if wait is None else wait.quantile_beyond(0.9, now - since),
         )
 
     def _kv(self, job_id: str) -> tuple[KvTier, int, int]:
@@ -217,10 +234,13 @@ class FrameBuilder:
             tokens=len(sequence.tokens),
             done=run.output if decoding else len(sequence.tokens),
             total=run.request.max_output if decoding else len(run.context),
+            tokens_s=self._rates.of(run.request.segment),
+            quantum=self.core.scheduler.running[run.request.segment].quantum,
         )
 
 
-def _state(job: Job, runs: list[Run]) -> JobState:
+def job_state(job: Job, runs: list[Run]) -> JobState:
+    """What a job does now; `runs` are those of its segments that are queued or running."""
     if not runs:
         return "done" if job.final else "waiting"
     running = [r for r in runs if r.sequence is not None]

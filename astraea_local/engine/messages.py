@@ -81,7 +81,38 @@ class Suspend:
     on: bool
 
 
-Question = Resize | Suspend
+JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """Something that a user asks to be done with a job; answered by `Reply`."""
+
+    request: int
+    job: str
+    action: JobVerb
+    value: int = 0
+    """The priority, for `priority`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseScheduling:
+    """Admit nothing new, or go on; answered by `Reply`."""
+
+    request: int
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskJob:
+    """The detail of a job, as JSON in `Reply.text`."""
+
+    request: int
+    job: str
+
+
+CoreQuestion = JobAction | PauseScheduling | AskJob
+Question = Resize | Suspend | CoreQuestion
 ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop | Question
 
 
@@ -192,8 +223,9 @@ class Reply:
     """The answer to a `Question`."""
 
     request: int
-    outcome: Literal["done", "unknown", "refused"]
-    """`unknown`: there is no such job. `refused`: not possible as things are."""
+    outcome: Literal["done", "unknown", "refused", "unavailable"]
+    """`unknown`: there is no such job. `refused`: not possible as things are. `unavailable`: no engine is
+    there to ask."""
     text: str
     """What was done, or why not."""
 

@@ -20,17 +20,22 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import (
+    AskJob,
     Cancel,
     Delta,
     EndJob,
     Failed,
     Finished,
     Frame,
+    JobAction,
+    JobVerb,
     LoadFailed,
     Loading,
     Paused,
+    PauseScheduling,
     Question,
     Ready,
     Reply,
@@ -46,7 +51,7 @@ from astraea_local.engine.messages import (
     ToFront,
 )
 from astraea_local.engine.worker import EngineSpec
-from astraea_local.frame import StateFrame
+from astraea_local.frame import Event, EventLevel, StateFrame
 from astraea_local.profile import PolicyName
 
 _logger = logging.getLogger(__name__)
@@ -121,6 +126,8 @@ class Engine:
         self.restarts = 0
         self.failure = ""
         self.frame: StateFrame | None = None
+        self.log = EventLog()
+        self._scheduling_paused = False
         self.simulated: Reading | None = None
 
     @property
@@ -181,6 +188,21 @@ class Engine:
         """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""
         return await self._ask(Suspend(self.next_id(), on))
 
+    async def act(self, job: str, action: JobVerb, value: int = 0) -> Reply:
+        """Does something with a job; says what was done or why not. `value` is for `priority`."""
+        return await self._ask(JobAction(self.next_id(), job, action, value))
+
+    async def pause_scheduling(self, on: bool) -> Reply:
+        """Admits nothing new while `on`, after a restart of the engine as well."""
+        reply = await self._ask(PauseScheduling(self.next_id(), on))
+        if reply.outcome == "done":
+            self._scheduling_paused = on
+        return reply
+
+    async def job_detail(self, job: str) -> Reply:
+        """A job's `JobDetail` as JSON."""
+        return await self._ask(AskJob(self.next_id(), job))
+
     def simulate_pressure(self, reading: Reading | None) -> None:
         """Goes on as if memory were like that, after a restart of the engine as well; None ends it."""
         self.simulated = reading
@@ -205,6 +227,8 @@ class Engine:
             self._restart.cancel()
         for handle in list(self._handles.values()):
             self._give(handle, Failed(handle.request.segment, "the server is stopping", "stopping", True))
+        for request in list(self._asked):
+            self._on_reply(Reply(request, "unavailable", "the server is stopping"))
         self._send([Stop()])
         await asyncio.to_thread(self._end_process)
 
@@ -247,7 +271,7 @@ class Engine:
 
     async def _ask(self, question: Question) -> Reply:
         if self.status != "ready":
-            return Reply(question.request, "refused", f"the engine is {self.status}: try again later")
+            return Reply(question.request, "unavailable", f"the engine is {self.status}: try again later")
         asked: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[question.request] = asked
         self._send([question])
@@ -300,6 +324,8 @@ class Engine:
         self._ready_at = time.monotonic()
         if self.simulated is not None:
             self._send([SimulatePressure(self.simulated)])
+        if self._scheduling_paused:
+            self._send([PauseScheduling(self.next_id(), True)])
         self._send([h.request for h in self._handles.values()])
         if self._started is not None and not self._started.done():
             self._started.set_result(message)
@@ -324,6 +350,7 @@ class Engine:
         if not (self.status == "ready" and frame.status == "paused"):
             frame.status = self.status
         frame.restarts = self.restarts
+        frame.events = self.log.take(frame.events)
         self.frame = frame
         self._frame_changed.set()
         self._frame_changed = asyncio.Event()
@@ -332,6 +359,9 @@ class Engine:
         handle = self._handles.get(event.segment)
         if handle is None:
             return
+        if isinstance(event, Finished) and event.reason == "cancelled":
+            # Not by its client, which would have no handle any more.
+            event = Failed(event.segment, "this request was cancelled on the server", "cancelled")
         match event:
             case Started():
                 handle.phase = "running"
@@ -364,11 +394,13 @@ class Engine:
             self._connection.close()
         self._crashes = 1 if time.monotonic() - self._ready_at > _HEALTHY_S else self._crashes + 1
         _logger.error("the engine died (%s)", _exit_words(code))
+        self._tell("error", f"the engine died ({_exit_words(code)})")
+        self.log.begin_life()
         if self._started is not None and not self._started.done():
             self._fail_for_good(f"the engine died while loading the model ({_exit_words(code)})")
             return
         for request in list(self._asked):
-            self._on_reply(Reply(request, "refused", f"the engine died ({_exit_words(code)})"))
+            self._on_reply(Reply(request, "unavailable", f"the engine died ({_exit_words(code)})"))
         for handle in list(self._handles.values()):
             self._decide_rerun(handle, code)
         if self._crashes > _MAX_CRASHES:
@@ -390,7 +422,16 @@ class Engine:
         await asyncio.sleep(delay)
         self.restarts += 1
         _logger.warning("starting the engine again (restart %d)", self.restarts)
+        self._tell("warning", f"starting the engine again (restart {self.restarts})")
         self._spawn()
+
+    def _tell(self, level: EventLevel, text: str) -> None:
+        """Puts a line of the front's own into the event log."""
+        self.log.add(Event(at=time.time(), level=level, text=text))
+        if self.frame is not None:
+            self.frame = self.frame.model_copy(update={"events": self.log.lines})
+            self._frame_changed.set()
+            self._frame_changed = asyncio.Event()
 
     def _fail_for_good(self, text: str) -> None:
         self.status, self.failure = "failed", text

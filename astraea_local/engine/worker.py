@@ -19,6 +19,7 @@ import psutil
 
 from astraea_local import calibration
 from astraea_local.calibration import Layout
+from astraea_local.engine.actions import act
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
 from astraea_local.engine.binding import (
     BindingError,
@@ -39,11 +40,14 @@ from astraea_local.engine.kv.transfer import Form
 from astraea_local.engine.memory import MemoryProbe
 from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.messages import (
+    AskJob,
     Cancel,
     EndJob,
     Frame,
+    JobAction,
     LoadFailed,
     Loading,
+    PauseScheduling,
     Ready,
     Reply,
     Resize,
@@ -295,6 +299,8 @@ def _loop(
                     watch.simulate(reading)
                 case Resize() | Suspend():
                     pipe.send(answer(message, elastic))
+                case JobAction() | PauseScheduling() | AskJob():
+                    pipe.send([act(core, message)])
                 case Stop():
                     return
         if core.busy:

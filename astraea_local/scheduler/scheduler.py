@@ -137,6 +137,7 @@ class Scheduler:
         self.segments[new.id] = segment
         self._arrived = now
         self._context += segment.context
+        job.prompt_tokens += new.prompt_tokens
         job.active.add(new.id)
         job.final = job.presumed_over = False
         self._gone.pop(job.id, None)
@@ -215,6 +216,8 @@ class Scheduler:
     def started(self, now: float, segment_id: int, computed: int) -> None:
         """A segment got its slot with `computed` tokens of KV already in it."""
         segment = self.segments[segment_id]
+        if not segment.received:
+            self.jobs[segment.job].cached_tokens += min(computed, segment.prompt_tokens)
         segment.urgent = self.queue.is_overdue(segment_id, now)
         self._dequeue(segment_id)
         segment.waited += now - segment.since
@@ -232,6 +235,12 @@ class Scheduler:
         segment.cached, segment.computed = cached, 0
         segment.preemptions += 1
         segment.urgent = False
+        self._requeue(now, job)
+
+    def set_priority(self, now: float, job_id: str, priority: int) -> None:
+        """Moves a job up or down by that many queues. Raises `KeyError` for one that is not known."""
+        job = self.jobs[job_id]
+        job.priority = priority
         self._requeue(now, job)
 
     def set_policy(self, now: float, name: str) -> None:
@@ -297,8 +306,7 @@ class Scheduler:
         if job is None:
             job = self.jobs[new.job] = Job(id=new.job, created=now, parent=new.parent, kind=new.kind)
         if new.priority is not None and new.priority != job.priority:
-            job.priority = new.priority
-            self._requeue(now, job)
+            self.set_priority(now, job.id, new.priority)
         return job
 
     def _presume_over(self, job: Job) -> None:
