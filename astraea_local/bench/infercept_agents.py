@@ -1,8 +1,8 @@
 """InferCept's six kinds of jobs as agents with real texts, for a real server.
 
-Lengths, calls and waits are those of `infercept.py`, with contexts cut to the limit and waits shortened by one
-factor, so that a run on a small machine takes minutes: a human who answers after 28.6 s in the table does so
-after a quarter of that with a factor of 0.25.
+Lengths, calls and waits are those of `infercept.py`, with contexts cut to the limit and waits shortened by
+one factor, so that a run on a small machine takes minutes: a human who answers after 28.6 s in the table does
+so after a quarter of that with a factor of 0.25.
 """
 
 import random

@@ -22,6 +22,7 @@ def asserts_once(spec: EngineSpec, connection: Connection) -> None:
             original(core, request)
             core.step()
             # Partial copies between streams are what llama.cpp forbids by an assert.
+            assert core.context is not None
             core.context.seq_cp(0, 1, 0, 1)
 
         EngineCore.submit = submit  # type: ignore[method-assign, assignment]
@@ -49,8 +50,10 @@ def never_starts(spec: EngineSpec, connection: Connection) -> None:
 def notes_pressure(spec: EngineSpec, connection: Connection) -> None:
     """Writes a line for each simulated reading it is told, then says that it serves."""
 
-    def serve(core: object, experience: object, pipe: Pipe, *, calibrated: bool) -> None:
-        del core, experience, calibrated
+    def serve(
+        core: object, elastic: object, watch: object, experience: object, pipe: Pipe, *, calibrated: bool
+    ) -> None:
+        del core, elastic, watch, experience, calibrated
         pipe.send([Ready("m", "full", "", "per_slot", 1, 512, 512, os.getpid())])
         while True:
             for message in pipe.receive(1.0):

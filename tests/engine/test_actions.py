@@ -16,7 +16,7 @@ from astraea_local.engine.messages import AskJob, Finished, JobAction, JobVerb, 
 from astraea_local.frame import JobRow, StateFrame
 from astraea_local.job_detail import JobDetail
 from astraea_local.profile import Profile, override
-from tests.engine.test_core import Harness
+from tests.engine.harness import Harness
 
 
 @pytest.fixture
