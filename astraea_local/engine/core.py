@@ -197,6 +197,7 @@ class EngineCore:
         if job is not None:
             run.back = _follows(job, len(request.prompt), now)
         self.runs[request.segment] = run
+        self.residency.returned(request.job)
         cached, restore_s = self._known(run)
         self.scheduler.submit(
             now,
@@ -393,7 +394,6 @@ class EngineCore:
         sequence, length = placed
         sequence.segment = segment
         run.sequence = sequence
-        self.residency.taken(job)
         self.scheduler.started(now, segment, length)
         self.timelines.admitted(now, segment)
         if run.started_at is None:

@@ -176,6 +176,13 @@ class Residency:
         if sequence.job is not None:
             self.away.pop(sequence.job, None)
 
+    def returned(self, job: str) -> None:
+        """The job asks again: its KV is about to be used, and no longer waits for a tool."""
+        for stay in self.stays.values():
+            if stay.job == job:
+                stay.wait, stay.ask_at = None, math.inf
+        self.away.pop(job, None)
+
     def expect(self, job: str, wait: Distribution) -> None:
         """More is known of the job's tool wait."""
         for stay in self.stays.values():
@@ -190,10 +197,6 @@ class Residency:
         if self.store.disk is not None and self.store.disk.busy:
             return True
         return self.policy.copies_ahead and self._live is not None and self._uncopied() is not None
-
-    def taken(self, job: str) -> None:
-        """The job runs again."""
-        self.away.pop(job, None)
 
     def ask_again(self) -> None:
         """The pressure changed: all decisions are reconsidered."""
