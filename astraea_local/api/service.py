@@ -125,10 +125,11 @@ class Service:
         endpoint: str,
         top: int | None,
         shown: tuple[int, ...] = (),
+        guidance: str | None = None,
     ) -> Call:
         """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`.
 
-        `shown` are special tokens whose text the output keeps.
+        `shown` are special tokens whose text the output keeps, `guidance` is the grammar that it follows.
         """
         limit = self.check_ready(body.n)
         if len(prompt) == 0:
@@ -141,7 +142,7 @@ class Service:
                 code="context_length_exceeded",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
-        sampling = await asyncio.to_thread(self._sampling, body, top)
+        sampling = replace(await asyncio.to_thread(self._sampling, body, top), guidance=guidance)
         identity = self.book.identify(request.headers, body, prompt)
         wanted = body.max_tokens
         if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
@@ -250,7 +251,7 @@ class Service:
             dry_penalty_last_n=body.dry_penalty_last_n,
             dry_breakers=tuple(body.dry_sequence_breakers),
             logit_bias=bias,
-            grammar=self.text.grammar(body),
+            grammar=self.text.gbnf(body),
             logprobs=top,
         )
 
