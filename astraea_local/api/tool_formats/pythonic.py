@@ -60,7 +60,7 @@ class Pythonic:
 
     def render(self, calls: Calls) -> str:
         each = (
-            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+            f"{name}({', '.join(f'{key}={_written(value)}' for key, value in arguments.items())})"
             for name, arguments in calls
         )
         return f"{self.opening}[{', '.join(each)}]{self.closing}"
@@ -74,6 +74,17 @@ class Pythonic:
         if not self.opening:
             return Shape("[", f"{one} {more} {lark.literal(']')}", anchored=True)
         return Shape(self.opening, f"{lark.literal('[')} {one} {more} {lark.literal(']' + self.closing)}")
+
+
+def _written(value: Any) -> str:
+    """Python, with strings as JSON has them, which is both."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_written(k)}: {_written(v)}' for k, v in value.items())}}}"
+    return repr(value)
 
 
 def _argument_rules(lark: Lark, schema: Mapping[str, Any]) -> str:

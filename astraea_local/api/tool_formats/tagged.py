@@ -156,20 +156,19 @@ class Tagged:
 
     def _argument_rule(self, lark: Lark, schema: Mapping[str, Any], name: str) -> str:
         part = property_schema(schema, name)
-        is_string = takes_any_text(part)
+        choices, allowed = words(part), kinds(part)
+        # A value of unknown type is text too, as far as the grammar knows.
+        is_string = choices is not None or "string" in allowed or not (allowed or "$ref" in part)
         head = lark.literal(f"{self.key}{name}{self._key_end(is_string=is_string)}")
-        tag = self.value_end.strip()
-        raw = f"{head} {lark.up_to(tag)} {lark.literal(self.value_end.partition(tag)[2])}"
-        if is_string:
-            return raw
         tail = lark.literal(self.value_end)
-        if (choices := words(part)) is not None:
+        if choices is not None:
             return f"{head} {lark.any_of(lark.literal(word) or NOTHING for word in choices)} {tail}"
-        if "string" in (allowed := kinds(part)) or not (allowed or "$ref" in part):
+        if is_string:
             # Bounds and patterns of raw text are nothing that a JSON grammar can check.
-            if lark.exact:
+            if lark.exact and not takes_any_text(part):
                 raise Unsupported
-            return raw
+            tag = self.value_end.strip()
+            return f"{head} {lark.up_to(tag)} {lark.literal(self.value_end.partition(tag)[2])}"
         try:
             grammar = schema_grammar(part, lenient=not lark.exact)
         except SchemaFault:
