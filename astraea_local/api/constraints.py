@@ -9,7 +9,7 @@ import jsonschema
 from jsonschema.exceptions import SchemaError
 
 from astraea_local.api.errors import ApiError
-from astraea_local.engine.binding import BindingError, Grammar, Vocab, grammar_fault, json_grammar
+from astraea_local.engine.binding import BindingError, Grammar, Vocab, json_grammar, schema_fault
 
 # llama.cpp reads groups and rules recursively: far deeper ones overflow the stack of the whole process.
 _MAX_NESTING = 5000
@@ -77,7 +77,7 @@ def _compiled(text: str, lenient: bool) -> tuple[str, str]:
     except SchemaError as error:
         where = ".".join(str(p) for p in error.absolute_path)
         return f"not a valid JSON schema{f' at {where}' if where else ''}: {error.message}", ""
-    fault = grammar_fault(f"start: %json {grammar}\n")
+    fault = schema_fault(grammar)
     return ("", grammar) if fault is None else (_explained(fault), "")
 
 
@@ -85,6 +85,8 @@ def _explained(fault: str) -> str:
     if fault.startswith("Unimplemented keys:"):
         keys = ", ".join(re.findall(r'"([^"]+)"', fault))
         return f"output cannot be held to {keys}: leave it out, or say it in the description"
+    if fault.startswith("oneOf"):
+        return "output cannot be held to oneOf where its options may overlap: use anyOf"
     if "recursion limit" in fault:
         return "the schema is nested too deeply"
     return f"output cannot be held to this schema: {' '.join(fault.split())}"

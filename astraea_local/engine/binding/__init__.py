@@ -5,7 +5,7 @@ One thread owns a `Context` and everything made from it. Sizes are tokens unless
 
 from astraea_local.engine.binding.build import BuildInfo, Device, build_info, supports_gpu_offload
 from astraea_local.engine.binding.context import KV_TYPES, MAX_SEQUENCES, Batch, Context, ContextParams
-from astraea_local.engine.binding.guidance import Guide, Guides, grammar_fault, json_grammar
+from astraea_local.engine.binding.guidance import Guide, Guides, json_grammar, schema_fault
 from astraea_local.engine.binding.library import (
     BindingError,
     Bytes,
@@ -39,8 +39,8 @@ __all__ = [
     "Tokens",
     "Vocab",
     "build_info",
-    "grammar_fault",
     "json_grammar",
+    "schema_fault",
     "start_backend",
     "supports_gpu_offload",
 ]

@@ -27,9 +27,9 @@ def json_grammar(schema: Any, *, lenient: bool = False) -> str:
     return json.dumps({**schema, **options} if isinstance(schema, dict) else {"allOf": [schema], **options})
 
 
-def grammar_fault(grammar: str) -> str | None:
-    """What is wrong with a Lark grammar, None if nothing is; special tokens are not looked at."""
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+def schema_fault(grammar: str) -> str | None:
+    """What of a `json_grammar` llguidance cannot enforce, None if it can enforce all of it."""
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(grammar))
     return messages[0] if is_error else None
 
 

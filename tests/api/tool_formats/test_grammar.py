@@ -120,7 +120,7 @@ def test_no_call_can_begin_where_none_is_allowed(follower: Follower, name: str) 
 def test_thoughts_come_before_what_is_constrained(follower: Follower, opened: bool) -> None:
     call = FORMATS["hermes"].render([NOW])
     tag = "" if opened else "<think>"
-    form = {"thinking": THINK, "opened": opened}
+    form: dict[str, Any] = {"thinking": THINK, "opened": opened}
     forced = grammar("hermes", Wanted(tools=TOOLS, must_call=True), **form)
     free = grammar("hermes", Wanted(tools=TOOLS), **form)
     json = grammar(None, Wanted(content=schema_grammar(SCHEMA)), **form)
