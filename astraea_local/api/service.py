@@ -116,14 +116,21 @@ class Service:
             )
         return engine.ready.job_context
 
-    async def chat_prompt(self, body: ChatRequest) -> Tokens:
-        """Tokens of a conversation; long ones must not hold up other requests. Raises `ApiError`."""
-        return await asyncio.to_thread(self.text.chat_prompt, body)
-
     async def open(
-        self, request: Request, body: Generation, prompt: Tokens, *, endpoint: str, top: int | None
+        self,
+        request: Request,
+        body: Generation,
+        prompt: Tokens,
+        *,
+        endpoint: str,
+        top: int | None,
+        shown: tuple[int, ...] = (),
+        guidance: str | None = None,
     ) -> Call:
-        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`."""
+        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`.
+
+        `shown` are special tokens whose text the output keeps, `guidance` is the grammar that it follows.
+        """
         limit = self.check_ready(body.n)
         if len(prompt) == 0:
             raise ApiError(400, "the prompt is empty", param="prompt")
@@ -135,7 +142,7 @@ class Service:
                 code="context_length_exceeded",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
-        sampling = await asyncio.to_thread(self._sampling, body, top)
+        sampling = replace(await asyncio.to_thread(self._sampling, body, top), guidance=guidance)
         identity = self.book.identify(request.headers, body, prompt)
         wanted = body.max_tokens
         if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
@@ -147,6 +154,7 @@ class Service:
             max_output=limit - len(prompt) if wanted is None else wanted,
             sampling=sampling,
             stops=body.stops,
+            shown=shown,
             ignore_eos=body.ignore_eos,
             stream=body.stream,
             parent=identity.parent,
@@ -243,7 +251,7 @@ class Service:
             dry_penalty_last_n=body.dry_penalty_last_n,
             dry_breakers=tuple(body.dry_sequence_breakers),
             logit_bias=bias,
-            grammar=self.text.grammar(body),
+            grammar=self.text.gbnf(body),
             logprobs=top,
         )
 
