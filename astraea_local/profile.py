@@ -147,7 +147,9 @@ class MemorySettings(_Section):
     @model_validator(mode="after")
     def _in_order(self) -> "MemorySettings":
         if not self.low < self.high < self.critical:
-            raise ValueError("memory.low, memory.high and memory.critical must ascend, as in 0.80, 0.90, 0.95")
+            raise ValueError(
+                "memory.low, memory.high and memory.critical must ascend, as in 0.80, 0.90, 0.95"
+            )
         return self
 
 
@@ -173,6 +175,12 @@ class ServerSettings(_Section):
     """A job that sent nothing for so long is forgotten (its KV is kept as long as room allows)."""
     max_body_mib: int = Field(default=16, ge=1)
     """Largest request body, MiB."""
+    responses_kept: int = Field(default=512, ge=0)
+    """Responses that `previous_response_id` can continue; 0 stores none."""
+    responses_mib: int = Field(default=64, ge=1)
+    """Memory for them, MiB; each is counted with its whole conversation."""
+    responses_age_s: float = Field(default=86400.0, gt=0)
+    """How long a response is stored."""
 
 
 class Profile(_Section):

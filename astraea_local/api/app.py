@@ -5,8 +5,11 @@ import time
 from fastapi import FastAPI
 
 from astraea_local import __version__
-from astraea_local.api import chat, completions, errors, server_state
+from astraea_local.api import chat, completions, embeddings, errors, server_state
 from astraea_local.api.limits import BodyLimit, LocalHosts
+from astraea_local.api.messages.router import router as messages
+from astraea_local.api.responses.router import router as responses
+from astraea_local.api.responses.store import ResponseStore
 from astraea_local.api.service import Service
 
 
@@ -15,10 +18,20 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="astraea-local", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.service = service
     app.state.started_at = time.time()
+    settings = service.profile.server
+    app.state.responses = ResponseStore(
+        entries=settings.responses_kept,
+        max_bytes=settings.responses_mib << 20,
+        age_s=settings.responses_age_s,
+        clock=time.monotonic,
+    )
     errors.install(app)
     app.include_router(chat.router)
     app.include_router(completions.router)
+    app.include_router(responses)
+    app.include_router(messages)
+    app.include_router(embeddings.router)
     app.include_router(server_state.router)
-    app.add_middleware(BodyLimit, limit=service.profile.server.max_body_mib << 20)
+    app.add_middleware(BodyLimit, limit=settings.max_body_mib << 20)
     app.add_middleware(LocalHosts)
     return app

@@ -68,7 +68,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return _from_validation(error).response()
+        return from_validation(error).response()
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -87,7 +87,8 @@ def install(app: FastAPI) -> None:
         return ApiError(500, "the server failed on this request; its log says why").response()
 
 
-def _from_validation(error: RequestValidationError) -> ApiError:
+def from_validation(error: RequestValidationError) -> ApiError:
+    """The answer to a body that does not fit its schema."""
     # Of the alternatives of a union, the one that fits best fails deepest.
     fault = max(error.errors(), key=lambda f: len(f["loc"]))
     path = [str(part) for part in fault["loc"] if part != "body"]

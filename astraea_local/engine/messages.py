@@ -140,6 +140,8 @@ class Finished:
     logprobs: tuple[ChosenToken, ...] = ()
     output: tuple[int, ...] = field(default=())
     """Token ids of the output, so that the front can recognize the job's next request."""
+    stop: str = ""
+    """The stop string that ended the text, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
