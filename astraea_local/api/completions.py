@@ -35,7 +35,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     form.echo = service.text.decode(tokens) if body.echo else ""
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
-        return stream(service, call, form.chunks, usage)
+        return stream(service, call, service.events(call), form.chunks, usage)
     try:
         answers = await until_disconnect(request, service.answers(call))
     finally:

@@ -116,14 +116,20 @@ class Service:
             )
         return engine.ready.job_context
 
-    async def chat_prompt(self, body: ChatRequest) -> Tokens:
-        """Tokens of a conversation; long ones must not hold up other requests. Raises `ApiError`."""
-        return await asyncio.to_thread(self.text.chat_prompt, body)
-
     async def open(
-        self, request: Request, body: Generation, prompt: Tokens, *, endpoint: str, top: int | None
+        self,
+        request: Request,
+        body: Generation,
+        prompt: Tokens,
+        *,
+        endpoint: str,
+        top: int | None,
+        shown: tuple[int, ...] = (),
     ) -> Call:
-        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`."""
+        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`.
+
+        `shown` are special tokens whose text the output keeps.
+        """
         limit = self.check_ready(body.n)
         if len(prompt) == 0:
             raise ApiError(400, "the prompt is empty", param="prompt")
@@ -147,6 +153,7 @@ class Service:
             max_output=limit - len(prompt) if wanted is None else wanted,
             sampling=sampling,
             stops=body.stops,
+            shown=shown,
             ignore_eos=body.ignore_eos,
             stream=body.stream,
             parent=identity.parent,

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,22 @@ from jsonschema.exceptions import SchemaError
 from astraea_local.api.errors import ApiError
 from astraea_local.api.schemas import ChatRequest, Generation, Message
 from astraea_local.api.templates import ChatTemplate
+from astraea_local.api.tool_formats.base import Parser, PlainText
 from astraea_local.engine.binding import BindingError, Grammar, Model, Tokens, schema_to_gbnf
 
 # llama.cpp reads groups and rules recursively: far deeper ones overflow the stack of the whole process.
 _MAX_NESTING = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    """How one conversation is asked, and how its answers are read."""
+
+    prompt: Tokens
+    parser: Callable[[], Parser]
+    """Makes the parser of one choice."""
+    shown: tuple[int, ...] = ()
+    """Special tokens that the parser needs to see."""
 
 
 class TextModel:
@@ -35,10 +48,12 @@ class TextModel:
         """Frees the model."""
         self._model.close()
 
-    def chat_prompt(self, request: ChatRequest) -> Tokens:
-        """Tokens of a conversation. Raises `ApiError`."""
-        text = self.template.render(request.messages, tools=request.tools, extra=request.chat_template_kwargs)
-        return self._tokenize_rendered(text)
+    def chat_plan(self, request: ChatRequest) -> ChatPlan:
+        """Prompt and parser of a conversation. Raises `ApiError`."""
+        text = self.template.render(
+            request.messages, tools=request.raw_tools, extra=request.chat_template_kwargs
+        )
+        return ChatPlan(self._tokenize_rendered(text), PlainText)
 
     def text_prompt(self, prompt: str | list[int]) -> Tokens:
         """Tokens of a plain prompt; ids are taken as they are. Raises `ApiError`."""

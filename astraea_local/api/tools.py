@@ -35,11 +35,15 @@ def returned_tool(messages: Sequence[Message]) -> str:
             break
         if message.role not in ("tool", "function"):
             return ""
-    function = calls[0].get("function") if calls else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if not calls:
         return ""
-    name = _clean(function["name"])
-    verb = _verb(function.get("arguments"))
+    function = calls[0]["function"]
+    return tool_key(function["name"], function.get("arguments"))
+
+
+def tool_key(name: str, arguments: object) -> str:
+    """`name`, or `name:verb` when the arguments (JSON text or an object) hold a shell command."""
+    name, verb = _clean(name), _verb(arguments)
     return f"{name}:{verb}" if verb else name
 
 

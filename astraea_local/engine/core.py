@@ -156,6 +156,10 @@ class EngineCore:
         """Marks a job as over."""
         self.scheduler.end_job(message.job)
 
+    def tool_called(self, job: str, tool: str) -> None:
+        """Names the tool that a job now waits for."""
+        self.scheduler.calls_tool(job, tool)
+
     def set_policy(self, name: PolicyName) -> None:
         """Goes on with another policy; what runs goes on running."""
         if name != self.scheduler.policy.name:

@@ -17,6 +17,8 @@ class Submit:
     max_output: int
     sampling: SamplingParams
     stops: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()
+    """Special tokens whose text is part of the output; others leave none."""
     ignore_eos: bool = False
     stream: bool = True
     """False: text is sent once, at the end."""
@@ -43,6 +45,14 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The job's last answer ended in a call of this tool, `name` or `name:verb`."""
+
+    job: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy:
     """Go on with another scheduling policy."""
 
@@ -54,7 +64,7 @@ class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
+ToEngine = Submit | Cancel | EndJob | ToolCalled | SetPolicy | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class Run:
         self._pieces = pieces
         self._sampler = Sampler(request.sampling, vocab, request.prompt)
         self._text = TextStream(request.stops)
+        self._shown = frozenset(request.shown)
         self._pending_text: list[str] = []
         self._pending_logprobs: list[ChosenToken] = []
 
@@ -105,7 +106,9 @@ class Run:
         )
 
     def _keep(self, sampled: Sampled) -> None:
-        if text := self._text.push(self._pieces[sampled.token]):
+        token = sampled.token
+        piece = self._vocab.piece(token, special=True) if token in self._shown else self._pieces[token]
+        if text := self._text.push(piece):
             self._pending_text.append(text)
         if sampled.logprob is not None:
             self._pending_logprobs.append(ChosenToken(sampled.token, sampled.logprob, sampled.top))

@@ -37,6 +37,7 @@ from astraea_local.engine.messages import (
     Submit,
     ToEngine,
     ToFront,
+    ToolCalled,
 )
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.frame import StateFrame
@@ -144,6 +145,11 @@ class Engine:
         """Gives a segment up; what it computed stays reusable."""
         if self._remove(handle.request.segment) and self.status in ("ready", "stopping"):
             self._send([Cancel(handle.request.segment)])
+
+    def tool_called(self, job: str, tool: str) -> None:
+        """Tells the engine which tool a job now waits for, `name` or `name:verb`."""
+        if self.status == "ready":
+            self._send([ToolCalled(job, tool)])
 
     def end_job(self, job: str) -> None:
         """Tells the engine that a job is over."""

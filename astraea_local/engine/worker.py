@@ -36,6 +36,7 @@ from astraea_local.engine.messages import (
     Submit,
     ToEngine,
     ToFront,
+    ToolCalled,
 )
 from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile
@@ -224,6 +225,8 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
                     core.cancel(message)
                 case EndJob():
                     core.end_job(message)
+                case ToolCalled(job, tool):
+                    core.tool_called(job, tool)
                 case SetPolicy(name):
                     core.set_policy(name)
                 case Stop():

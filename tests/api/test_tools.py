@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from astraea_local.api.schemas import Message
 from astraea_local.api.tools import kind_of, returned_tool
@@ -55,8 +56,9 @@ def test_a_conversation_that_does_not_end_with_a_result_comes_from_no_tool() -> 
 
 
 @pytest.mark.parametrize("call", [{}, {"function": None}, {"function": {"name": 3}}, {"function": "x"}])
-def test_a_malformed_call_is_no_tool(call: dict[str, object]) -> None:
-    assert returned_tool(_conversation(call)) == ""
+def test_a_malformed_call_is_refused(call: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="each call needs"):
+        _conversation(call)
 
 
 @given(arguments=st.text() | st.dictionaries(st.text(), st.text() | st.lists(st.text())), name=st.text())
