@@ -14,7 +14,7 @@ from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.service import Call, Service
 from astraea_local.api.text_model import ChatPlan
 from astraea_local.api.tools import tool_key
-from astraea_local.engine.messages import ChosenToken, Delta, Finished, Paused
+from astraea_local.engine.messages import ChosenToken, Delta, Finished, Paused, Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Logprobs:
     tokens: tuple[ChosenToken, ...]
 
 
-AnswerEvent = AnswerPart | Logprobs | Paused | Finished
+AnswerEvent = AnswerPart | Logprobs | Started | Paused | Finished
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Conversation:
         called some. Tool calls of a choice come one after another.
         """
         async for index, event in self._service.events(self.call):
-            if isinstance(event, Paused):
+            if isinstance(event, Started | Paused):
                 yield index, event
             if not isinstance(event, Delta | Finished):
                 continue

@@ -136,8 +136,9 @@ class Service:
         if len(prompt) >= limit:
             raise ApiError(
                 400,
-                f"the prompt has {len(prompt)} tokens, a job's context holds {limit}: shorten it, or serve "
-                "with a larger context.size or fewer context.slots",
+                # Clients know these words, and compact the conversation.
+                f"prompt is too long: {len(prompt)} tokens > {limit} maximum of a job's context: shorten it, "
+                "or serve with a larger context.size or fewer context.slots",
                 code="context_length_exceeded",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )

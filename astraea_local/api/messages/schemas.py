@@ -45,7 +45,7 @@ class MessagesPrompt(_Body):
     model: str = ""
     messages: list[Turn] = Field(min_length=1)
     system: str | list[Block] = ""
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = Field(default=[])
     tool_choice: ToolChoice = ToolChoice()
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
@@ -56,7 +56,7 @@ class MessagesRequest(MessagesPrompt):
 
     max_tokens: int | None = Field(default=None, ge=1)
     stream: bool = False
-    stop_sequences: list[str] = []
+    stop_sequences: list[str] = Field(default=[])
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=0)

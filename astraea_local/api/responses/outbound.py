@@ -15,6 +15,8 @@ from astraea_local.api.responses.items import (
     Status,
 )
 
+_Stage = Literal["created", "in_progress", "completed", "incomplete", "failed"]
+
 
 class Outbound:
     """One response while it is made. What it yields are events in order, each with its number."""
@@ -113,9 +115,7 @@ class Outbound:
         yield self._numbered({"type": "response.output_item.done", **self._place, "item": dict(item.data)})
         self._item = None
 
-    def _lifecycle(
-        self, what: Literal["created", "in_progress", "completed", "incomplete", "failed"]
-    ) -> Event:
+    def _lifecycle(self, what: _Stage) -> Event:
         if what != "created":
             self.response["status"] = what
         snapshot = dict(self.response, output=list(self.response["output"]))

@@ -40,7 +40,7 @@ class ResponsesPrompt(_Body):
     input: str | list[Item] = ""
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = Field(default=[])
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     text: TextSettings = TextSettings()
@@ -53,7 +53,7 @@ class ResponsesRequest(ResponsesPrompt):
     stream: bool = False
     store: bool = True
     """Whether the response can be continued by its id."""
-    include: list[str] = []
+    include: list[str] = Field(default=[])
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)

@@ -83,9 +83,8 @@ def test_reasoning_comes_before_the_message_as_an_item_of_its_own() -> None:
     assert thought["content"] == [{"type": "reasoning_text", "text": "hm"}]
     assert (thought["type"], message["type"]) == ("reasoning", "message")
     assert "encrypted_content" not in thought
-    assert tell([Reasoning("hm")], seal=True)[-1]["response"]["output"][0]["encrypted_content"] == sealed(
-        "hm"
-    )
+    (thought,) = tell([Reasoning("hm")], seal=True)[-1]["response"]["output"]
+    assert thought["encrypted_content"] == sealed("hm")
 
 
 def test_an_answer_cut_by_its_length_is_incomplete() -> None:

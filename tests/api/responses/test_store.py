@@ -15,10 +15,8 @@ class Clock:
         return self.now
 
 
-def store(
-    entries: int = 10, max_bytes: int = 1 << 20, age_s: float = 100, clock: Any = None
-) -> ResponseStore:
-    return ResponseStore(entries=entries, max_bytes=max_bytes, age_s=age_s, clock=clock or Clock())
+def store(**bounds: Any) -> ResponseStore:
+    return ResponseStore(**{"entries": 10, "max_bytes": 1 << 20, "age_s": 100, "clock": Clock()} | bounds)
 
 
 def response(name: str, text: str = "answer") -> dict[str, Any]:
