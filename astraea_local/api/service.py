@@ -10,8 +10,10 @@ from urllib.parse import quote
 from fastapi import Request
 
 from astraea_local.api.errors import ApiError, from_failure
+from astraea_local.api.hygiene import Outline, outline
 from astraea_local.api.identity import Identity, JobBook
 from astraea_local.api.metrics import Metrics
+from astraea_local.api.names import FIELDS
 from astraea_local.api.schemas import ChatRequest, Generation
 from astraea_local.api.text_model import TextModel
 from astraea_local.api.tools import kind_of, returned_tool
@@ -45,6 +47,7 @@ class Call:
     prompt: Tokens
     handles: list[Handle]
     finished: dict[int, Finished] = field(default_factory=dict)
+    outline: Outline | None = None
     closed: bool = False
 
     @property
@@ -87,7 +90,9 @@ class Service:
         self.engine = engine
         self.text = text
         self.book = JobBook(
-            generation_prompt_tokens=text.generation_prompt_tokens, idle_s=profile.server.job_idle_s
+            generation_prompt_tokens=text.generation_prompt_tokens,
+            idle_s=profile.server.job_idle_s,
+            decode=text.decode,
         )
         self.metrics = Metrics(lambda: engine.frame)
 
@@ -136,7 +141,10 @@ class Service:
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
         sampling = await asyncio.to_thread(self._sampling, body, top)
-        identity = self.book.identify(request.headers, body, prompt)
+        parts = outline(body)
+        identity = self.book.identify(
+            request.headers, {f: getattr(body, f) for f in FIELDS}, prompt, outline=parts
+        )
         wanted = body.max_tokens
         if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
             wanted = body.max_completion_tokens
@@ -164,7 +172,10 @@ class Service:
             )
             for choice in range(body.n)
         ]
-        return Call(endpoint, identity, prompt, handles)
+        if (loss := identity.loss) is not None:
+            self.engine.note(identity.job, loss.text)
+            self.metrics.prefix_lost(loss.cause, loss.known - loss.at)
+        return Call(endpoint, identity, prompt, handles, outline=parts)
 
     async def events(self, call: Call) -> AsyncIterator[tuple[int, SegmentEvent]]:
         """Events of all choices as they come, with the choice's index. Raises `ApiError`.
@@ -216,7 +227,7 @@ class Service:
             self.engine.cancel(handle)
         first = call.finished.get(0)
         job = call.identity.job
-        self.book.finish(job, call.prompt, None if first is None else first.output)
+        self.book.finish(job, call.prompt, None if first is None else first.output, call.outline)
         self.metrics.request(call.endpoint, outcome)
         if call.identity.final:
             if (seconds := self.book.completion_time(job)) is not None:

@@ -43,6 +43,14 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a job that its user should see: a line of the event log, and of the job itself."""
+
+    job: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy:
     """Go on with another scheduling policy."""
 
@@ -54,7 +62,7 @@ class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
+ToEngine = Submit | Cancel | EndJob | Note | SetPolicy | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from astraea_local.engine.messages import (
     Frame,
     LoadFailed,
     Loading,
+    Note,
     Ready,
     SetPolicy,
     Stop,
@@ -224,6 +225,8 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
                     core.cancel(message)
                 case EndJob():
                     core.end_job(message)
+                case Note(job, text):
+                    core.note_job(job, text)
                 case SetPolicy(name):
                     core.set_policy(name)
                 case Stop():
