@@ -64,7 +64,9 @@ def outline(body: Generation) -> Outline | None:
     messages = []
     for m in body.messages:
         calls = json.dumps(m.tool_calls, sort_keys=True) if m.tool_calls else ""
-        messages.append((hash((m.role, m.text, m.name, m.tool_call_id, calls)), hash(m.reasoning_content or "")))
+        messages.append(
+            (hash((m.role, m.text, m.name, m.tool_call_id, calls)), hash(m.reasoning_content or ""))
+        )
     roles = [m.role in ("system", "developer") for m in body.messages]
     system = roles.index(False) if False in roles else len(roles)
     return Outline(hash(json.dumps(body.tools, sort_keys=True)), tuple(messages), system)
@@ -74,7 +76,9 @@ def find_loss(
     turns: Sequence[Turn], prompt: Tokens, new: Outline | None, decode: Callable[[Tokens], str]
 ) -> Loss | None:
     """What a prompt lost of the earlier turn that it shares most with; None when it goes on from it."""
-    shared, turn = max(((common_prefix(t.context, prompt), t) for t in turns), key=lambda s: s[0], default=(0, None))
+    shared, turn = max(
+        ((common_prefix(t.context, prompt), t) for t in turns), key=lambda s: s[0], default=(0, None)
+    )
     if turn is None or shared == len(prompt) or len(turn.context) - shared < _WORTH_SAYING:
         return None
     in_answer = shared >= turn.prompt_tokens - turn.slack
@@ -95,7 +99,9 @@ def _changed(old: Outline | None, new: Outline | None) -> tuple[Cause | None, st
     """What differs between two conversations as far as both go; (None, "") when nothing does."""
     if old is None or new is None:
         return None, ""
-    number = next((i for i, (a, b) in enumerate(zip(old.messages, new.messages, strict=False)) if a != b), None)
+    number = next(
+        (i for i, (a, b) in enumerate(zip(old.messages, new.messages, strict=False)) if a != b), None
+    )
     of_messages: tuple[Cause | None, str] = (None, "")
     if number is not None:
         before, after = old.messages[number], new.messages[number]

@@ -136,7 +136,9 @@ def _agent_headers(headers: Mapping[str, str]) -> Claim | None:
 
 
 def _session_headers(headers: Mapping[str, str]) -> Claim | None:
-    vendors = (_Session(name) for name in sorted(h.lower() for h in headers) if _VENDOR_SESSION.fullmatch(name))
+    vendors = (
+        _Session(name) for name in sorted(h.lower() for h in headers) if _VENDOR_SESSION.fullmatch(name)
+    )
     for rule in (*_SESSIONS, *vendors):
         if (session := _clean(headers.get(rule.session))) is not None:
             parent = _clean(headers.get(rule.parent)) if rule.parent else None

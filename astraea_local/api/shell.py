@@ -12,8 +12,8 @@ _SHELLS = frozenset(("bash", "sh", "zsh", "dash", "ksh", "fish", "pwsh", "powers
 _COMMAND_FLAG = re.compile(r"-[a-z]*c|-command|/c", re.IGNORECASE)
 # They prepare what comes next and take no time of their own.
 _PREPARING = frozenset(
-    ("cd", "pushd", "popd", "export", "set", "unset", "source", ".", "umask", "ulimit", "alias", "shopt")
-    + ("trap", ":", "true", "test", "[", "[[", "mkdir", "declare", "local", "wait", "echo", "printf")
+    "cd pushd popd export set unset source . umask ulimit alias shopt trap : true test [ [[ mkdir declare "
+    "local wait echo printf".split()
 )
 _KEYWORDS = frozenset(("if", "then", "else", "elif", "do", "while", "until", "!", "{", "time"))
 # Programs that start another one, with those of their options that take a value.

@@ -103,12 +103,18 @@ def test_responses_items_name_the_tool() -> None:
     assert returned_tool_of_items([user, call, output]) == "shell:ls"
     assert returned_tool_of_items([user, call, output, user]) == ""
     assert returned_tool_of_items([output]) == ""
-    local = {"type": "local_shell_call", "call_id": "2", "action": {"command": ["bash", "-lc", "cd x && make"]}}
+    local = {
+        "type": "local_shell_call",
+        "call_id": "2",
+        "action": {"command": ["bash", "-lc", "cd x && make"]},
+    }
     assert returned_tool_of_items([local, {"type": "local_shell_call_output", "call_id": "2"}]) == (
         "local_shell:make"
     )
     patch = {"type": "custom_tool_call", "call_id": "3", "name": "apply_patch", "input": "*** Begin"}
-    assert returned_tool_of_items([patch, {"type": "custom_tool_call_output", "call_id": "3"}]) == "apply_patch"
+    assert (
+        returned_tool_of_items([patch, {"type": "custom_tool_call_output", "call_id": "3"}]) == "apply_patch"
+    )
 
 
 def test_message_blocks_name_the_tool() -> None:
@@ -123,9 +129,11 @@ def test_message_blocks_name_the_tool() -> None:
 
 _ANYTHING = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["type", "role", "content", "call_id", "id", "name", "input", "arguments"]), inner
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "role", "content", "call_id", "id", "name", "input", "arguments"]), inner
+        )
     ),
     max_leaves=8,
 )
