@@ -117,11 +117,22 @@ class Conversation:
 
 
 async def open_conversation(
-    service: Service, request: Request, body: ChatRequest, *, endpoint: str, top: int | None = None
+    service: Service,
+    request: Request,
+    body: ChatRequest,
+    *,
+    endpoint: str,
+    top: int | None = None,
+    tool: str | None = None,
 ) -> Conversation:
-    """Takes a conversation in; `top` is the number of alternatives to report. Raises `ApiError`."""
+    """Takes a conversation in; `top` is the number of alternatives to report. Raises `ApiError`.
+
+    `tool` is the one that the request comes back from; None = what the messages say.
+    """
     service.check_ready(body.n)
     # Long conversations and large schemas must not hold up other requests.
     plan = await asyncio.to_thread(service.text.chat_plan, body)
-    call = await service.open(request, body, plan.prompt, endpoint=endpoint, top=top, shown=plan.shown)
+    call = await service.open(
+        request, body, plan.prompt, endpoint=endpoint, top=top, shown=plan.shown, tool=tool
+    )
     return Conversation(service, call, plan)

@@ -12,6 +12,7 @@ import numpy as np
 from jsonschema.exceptions import SchemaError
 
 from astraea_local.api.errors import ApiError
+from astraea_local.api.limits import check_schema
 from astraea_local.api.schemas import ChatRequest, Generation, Message
 from astraea_local.api.templates import ChatTemplate
 from astraea_local.api.tool_formats.base import Parser, PlainText
@@ -45,7 +46,8 @@ class TextModel:
         self.generation_prompt_tokens = self._count_generation_prompt()
 
     def close(self) -> None:
-        """Frees the model."""
+        """Frees the model and ends the template's process."""
+        self.template.close()
         self._model.close()
 
     def chat_plan(self, request: ChatRequest) -> ChatPlan:
@@ -86,6 +88,7 @@ class TextModel:
             raise ApiError(400, text, param=param, code="invalid_json_schema")
         if schema is True:
             schema = {}
+        check_schema(schema, param)
         try:
             jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(
                 schema

@@ -120,6 +120,7 @@ class FrameBuilder:
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
             reason=job.reason,
+            prefix_note=job.note,
         )
 
     def _kv(self, job_id: str) -> tuple[KvTier, int]:

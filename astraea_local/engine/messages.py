@@ -53,6 +53,14 @@ class ToolCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a job that its user should see: a line of the event log, and of the job itself."""
+
+    job: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy:
     """Go on with another scheduling policy."""
 
@@ -64,7 +72,7 @@ class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | ToolCalled | SetPolicy | Stop
+ToEngine = Submit | Cancel | EndJob | ToolCalled | Note | SetPolicy | Stop
 
 
 @dataclass(frozen=True, slots=True)

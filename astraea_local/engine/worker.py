@@ -30,6 +30,7 @@ from astraea_local.engine.messages import (
     Frame,
     LoadFailed,
     Loading,
+    Note,
     Ready,
     SetPolicy,
     Stop,
@@ -227,6 +228,8 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
                     core.end_job(message)
                 case ToolCalled(job, tool):
                     core.tool_called(job, tool)
+                case Note(job, text):
+                    core.note_job(job, text)
                 case SetPolicy(name):
                     core.set_policy(name)
                 case Stop():

@@ -12,15 +12,15 @@ from sse_starlette import ServerSentEvent
 from astraea_local.api.conversation import Conversation, open_conversation
 from astraea_local.api.dialect import chat_request, reasoning_tokens
 from astraea_local.api.errors import ApiError
-from astraea_local.api.messages.errors import MessagesRoute, body_of
 from astraea_local.api.messages.inbound import conversation
 from astraea_local.api.messages.outbound import Event, Outbound
 from astraea_local.api.messages.schemas import MessagesPrompt, MessagesRequest
 from astraea_local.api.service import Service, until_disconnect
 from astraea_local.api.streaming import respond
+from astraea_local.api.tools import returned_tool_of_blocks
 from astraea_local.engine.messages import Finished, Paused, Started
 
-router = APIRouter(route_class=MessagesRoute)
+router = APIRouter()
 
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 
@@ -30,7 +30,10 @@ async def create_message(request: Request, body: MessagesRequest) -> Response:
     """Answers a conversation."""
     service: Service = request.app.state.service
     chat = chat_request(conversation(body), _NAMES)
-    opened = await open_conversation(service, request, chat, endpoint="messages")
+    # Clients put reminders behind a tool's result; the request comes back from the tool all the same.
+    turns = [turn.model_dump() for turn in body.messages if turn.role != "system"]
+    tool = returned_tool_of_blocks(turns)
+    opened = await open_conversation(service, request, chat, endpoint="messages", tool=tool)
     answer = _Answer(service, opened)
     if body.stream:
         return respond(service, opened.call, answer.stream(), keepalive=_ping)
@@ -73,7 +76,7 @@ class _Answer:
             async for event in self._events():
                 yield _sse(event) if isinstance(event, dict) else ServerSentEvent(comment=event)
         except ApiError as error:
-            yield _sse(body_of(error))
+            yield _sse(error.anthropic_body)
 
     async def _events(self) -> AsyncIterator[Event | str]:
         """Events, and comments on what happens meanwhile."""

@@ -24,6 +24,7 @@ from astraea_local.engine.messages import Finished, Paused
 
 router = APIRouter()
 
+_NOT_STORED: dict[int | str, dict[str, Any]] = {404: {"description": "No such response is stored"}}
 _NAMES = {"max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
@@ -57,7 +58,7 @@ async def count_input_tokens(request: Request, body: ResponsesPrompt) -> dict[st
     return {"object": "response.input_tokens", "input_tokens": len(plan.prompt)}
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", responses=_NOT_STORED)
 async def get_response(request: Request, response_id: str) -> Response:
     """A stored response."""
     stored = request.app.state.responses.get(response_id)
@@ -66,7 +67,7 @@ async def get_response(request: Request, response_id: str) -> Response:
     return _json(stored.response)
 
 
-@router.delete("/v1/responses/{response_id}")
+@router.delete("/v1/responses/{response_id}", responses=_NOT_STORED)
 async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
     """Forgets a stored response."""
     if not request.app.state.responses.remove(response_id):
@@ -129,8 +130,9 @@ class _Turn:
 
     def _keep(self) -> None:
         if self._body.store:
-            job = self._opened.call.identity.job
-            self._store.add(self._out.response, job, self._earlier, input_items(self._body))
+            self._store.add(self._out.response, self._earlier, input_items(self._body))
+            # Whoever goes on from this response belongs to its job.
+            self._service.book.remember(self._opened.call.identity, self._out.response["id"])
 
     def _usage(self) -> dict[str, Any]:
         counts = self._opened.call.usage
