@@ -9,12 +9,6 @@ from pydantic import ValidationError
 from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.service import Call, Service
 
-IDENTITY_FIELDS = (
-    "metadata", "prompt_cache_key", "previous_response_id", "conversation", "safety_identifier", "user",
-    "service_tier", "nvext",
-)  # fmt: skip
-"""Fields that may tell which job a request belongs to."""
-
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 

@@ -6,6 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from astraea_local.api.messages.schemas import MessageObject, TokenCount
+from astraea_local.api.responses.schemas import DeletedResponse, InputTokens, ResponseObject
 from astraea_local.frame import StateFrame
 
 _REF = "#/components/schemas/{model}"
@@ -144,6 +146,12 @@ class PolicyState(BaseModel):
 _ANSWERS: dict[tuple[str, str], tuple[type[BaseModel] | None, bool]] = {
     ("post", "/v1/chat/completions"): (ChatCompletion, True),
     ("post", "/v1/completions"): (TextCompletion, True),
+    ("post", "/v1/responses"): (ResponseObject, True),
+    ("post", "/v1/responses/input_tokens"): (InputTokens, False),
+    ("get", "/v1/responses/{response_id}"): (ResponseObject, False),
+    ("delete", "/v1/responses/{response_id}"): (DeletedResponse, False),
+    ("post", "/v1/messages"): (MessageObject, True),
+    ("post", "/v1/messages/count_tokens"): (TokenCount, False),
     ("get", "/v1/models"): (ModelList, False),
     ("get", "/health"): (Health, False),
     ("post", "/tokenize"): (TokenList, False),

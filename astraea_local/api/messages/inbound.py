@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-from astraea_local.api.dialect import IDENTITY_FIELDS, effort_fields
+from astraea_local.api.dialect import effort_fields
 from astraea_local.api.errors import ApiError
 from astraea_local.api.history import History, omitted
 from astraea_local.api.messages.schemas import Block, MessagesPrompt, MessagesRequest, Turn
 from astraea_local.api.schemas import ChatRequest
 
-_SAME = frozenset({*ChatRequest.model_fields, *IDENTITY_FIELDS}) - {
+_SAME = frozenset(ChatRequest.model_fields) - {
     "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_completion_tokens",
     "stop", "n", "logprobs", "top_logprobs", "stream_options",
 }  # fmt: skip
@@ -117,7 +117,7 @@ def _tools(body: MessagesPrompt) -> dict[str, Any]:
     for i, tool in enumerate(body.tools):
         # The others run at Anthropic.
         if tool.get("type", "custom") == "custom" or "input_schema" in tool:
-            function = {"name": _required(tool, "name", f"tools.{i}")}
+            function: dict[str, Any] = {"name": _required(tool, "name", f"tools.{i}")}
             function |= {k: tool[k] for k in ("description", "strict") if tool.get(k) is not None}
             function["parameters"] = tool.get("input_schema")
             tools.append({"type": "function", "function": function})

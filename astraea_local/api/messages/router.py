@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
-from astraea_local.api.conversation import Conversation, open_conversation
+from astraea_local.api.conversation import Conversation, Logprobs, open_conversation
 from astraea_local.api.dialect import chat_request, reasoning_tokens
 from astraea_local.api.errors import ApiError
 from astraea_local.api.messages.inbound import conversation
@@ -96,7 +96,7 @@ class _Answer:
                     yield told
                 for told in out.end(event.reason, event.stop, self._final_usage(event)):
                     yield told
-            elif not isinstance(event, Started):
+            elif not isinstance(event, Started | Logprobs):
                 for told in out.part(event):
                     yield told
 

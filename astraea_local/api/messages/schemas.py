@@ -6,7 +6,7 @@ know are passed over.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from astraea_local.api.schemas import _Body
 
@@ -34,6 +34,25 @@ class Thinking(_Body):
 class OutputConfig(_Body):
     effort: str | None = None
     format: dict[str, Any] | None = None
+
+
+class MessageObject(BaseModel):
+    """A message of the model, as far as clients rely on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[Block]
+    stop_reason: str | None
+    stop_sequence: str | None
+    usage: dict[str, Any]
+
+
+class TokenCount(BaseModel):
+    input_tokens: int
 
 
 class MessagesPrompt(_Body):

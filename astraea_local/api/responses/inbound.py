@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from astraea_local.api.dialect import IDENTITY_FIELDS, effort_fields
+from astraea_local.api.dialect import effort_fields
 from astraea_local.api.errors import ApiError
 from astraea_local.api.history import History, omitted
 from astraea_local.api.responses.schemas import Item, ResponsesPrompt, ResponsesRequest, TextFormat
@@ -15,7 +15,7 @@ from astraea_local.api.schemas import ChatRequest
 _SEAL = "astraea:"
 _REASONING = "reasoning.encrypted_content"
 # Fields of the conversation that mean the same here, whether or not OpenAI's Responses have them.
-_SAME = frozenset({*ChatRequest.model_fields, *IDENTITY_FIELDS}) - {
+_SAME = frozenset(ChatRequest.model_fields) - {
     "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_tokens",
     "max_completion_tokens", "n", "logprobs", "top_logprobs", "stream_options",
 }  # fmt: skip

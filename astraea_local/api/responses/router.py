@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from sse_starlette import ServerSentEvent
 
-from astraea_local.api.conversation import Conversation, open_conversation
+from astraea_local.api.conversation import Conversation, Logprobs, open_conversation
 from astraea_local.api.dialect import chat_request, reasoning_tokens
 from astraea_local.api.errors import ApiError
 from astraea_local.api.responses.inbound import conversation, input_items, wants_sealed
@@ -20,7 +20,7 @@ from astraea_local.api.responses.schemas import Item, ResponsesPrompt, Responses
 from astraea_local.api.responses.store import ResponseStore
 from astraea_local.api.service import Service, until_disconnect
 from astraea_local.api.streaming import respond
-from astraea_local.engine.messages import Finished, Paused
+from astraea_local.engine.messages import Finished, Paused, Started
 
 router = APIRouter()
 
@@ -124,6 +124,8 @@ class _Turn:
                     for told in out.end(reason, self._usage(), {"astraea": self._opened.call.timings}):
                         self._keep()
                         yield told
+                case Started() | Logprobs():
+                    pass
                 case _:
                     for told in out.part(event):
                         yield told

@@ -6,7 +6,7 @@ are passed over.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from astraea_local.api.schemas import _Body
 
@@ -28,6 +28,31 @@ class TextSettings(_Body):
 
 class Reasoning(_Body):
     effort: str | None = None
+
+
+class ResponseObject(BaseModel):
+    """A response, as far as clients rely on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[Item]
+    usage: dict[str, Any] | None
+
+
+class DeletedResponse(BaseModel):
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class InputTokens(BaseModel):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class ResponsesPrompt(_Body):

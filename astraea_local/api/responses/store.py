@@ -14,7 +14,6 @@ class Stored:
     """A response with everything that was said up to it."""
 
     response: dict[str, Any]
-    job: str
     earlier: tuple[Item, ...]
     """Items of the responses it continues."""
     input: tuple[Item, ...]
@@ -50,9 +49,9 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def add(self, response: dict[str, Any], job: str, earlier: Sequence[Item], given: Sequence[Item]) -> None:
+    def add(self, response: dict[str, Any], earlier: Sequence[Item], given: Sequence[Item]) -> None:
         """Keeps a response with its conversation; one that is larger than all room is not kept."""
-        stored = Stored(response, job, tuple(earlier), tuple(given), self._clock())
+        stored = Stored(response, tuple(earlier), tuple(given), self._clock())
         size = len(json.dumps((response, stored.earlier, stored.input)))
         if size <= self._max_bytes:
             self._stored[response["id"]] = stored, size

@@ -23,8 +23,8 @@ def client(server: Server) -> Iterator[Anthropic]:
 
 
 def ask(client: Anthropic, messages: Any = SEA, **settings: Any) -> Message:
-    settings = {"extra_body": {"temperature": 0}, "max_tokens": 12} | settings
-    answer = client.messages.create(model="demo", messages=messages, **settings)
+    made: dict[str, Any] = {"extra_body": {"temperature": 0}, "max_tokens": 12} | settings
+    answer = client.messages.create(model="demo", messages=messages, **made)
     assert isinstance(answer, Message)
     return answer
 

@@ -159,7 +159,7 @@ def test_a_wrong_block_is_named(block: dict[str, Any], role: str, param: str) ->
     assert caught.value.param == param
 
 
-_JSON = st.sampled_from(
+_JSON: st.SearchStrategy[Any] = st.sampled_from(
     [
         None, True, 3, "x", "", "astraea:%", [], ["x"], [3], {}, {"type": "text"}, [[]], [{"text": 3}],
         [{"type": "input_text", "text": "a"}, {"type": ["x"]}, {"type": "refusal"}],

@@ -24,8 +24,8 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 
 def ask(client: OpenAI, given: Any = SEA, **settings: Any) -> Response:
-    settings = {"temperature": 0, "max_output_tokens": 12} | settings
-    answer = client.responses.create(model="demo", input=given, **settings)
+    made: dict[str, Any] = {"temperature": 0, "max_output_tokens": 12} | settings
+    answer = client.responses.create(model="demo", input=given, **made)
     assert isinstance(answer, Response)
     return answer
 
@@ -48,7 +48,9 @@ def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI) -> None:
 
 def test_the_output_is_bounded_and_says_so(client: OpenAI) -> None:
     answer = ask(client, max_output_tokens=3)
-    assert (answer.status, answer.output[0].status) == ("incomplete", "incomplete")
+    (message,) = answer.output
+    assert message.type == "message"
+    assert (answer.status, message.status) == ("incomplete", "incomplete")
     assert answer.incomplete_details is not None
     assert answer.incomplete_details.reason == "max_output_tokens"
     assert answer.usage is not None

@@ -161,7 +161,7 @@ def test_settings_carry_over() -> None:
     assert (chat.metadata, chat.prompt_cache_key) == ({"session_id": "s"}, "k")
 
 
-_JSON = st.sampled_from(
+_JSON: st.SearchStrategy[Any] = st.sampled_from(
     [
         None, True, 3, "x", "", "astraea:%", [], ["x"], [3], {}, {"type": "text"}, [[]], [{"text": 3}],
         [{"type": "input_text", "text": "a"}, {"type": ["x"]}, {"type": "refusal"}],

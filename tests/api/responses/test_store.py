@@ -26,7 +26,7 @@ def response(name: str, text: str = "answer") -> dict[str, Any]:
 def add(kept: ResponseStore, name: str, *, after: str | None = None, text: str = "answer") -> None:
     before = kept.get(after) if after else None
     earlier = before.items if before else ()
-    kept.add(response(name, text), "job", earlier, [{"role": "user", "content": f"asked for {name}"}])
+    kept.add(response(name, text), earlier, [{"role": "user", "content": f"asked for {name}"}])
 
 
 def test_a_chain_has_all_that_was_said() -> None:
@@ -36,7 +36,6 @@ def test_a_chain_has_all_that_was_said() -> None:
     found = kept.get("r2")
     assert found is not None
     assert [i["content"] for i in found.items] == ["asked for r1", "answer", "asked for r2", "answer"]
-    assert found.job == "job"
 
 
 def test_a_chain_outlives_its_beginning() -> None:
