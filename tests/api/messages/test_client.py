@@ -106,6 +106,42 @@ def test_two_requests_differ_in_nothing_but_the_bill(client: Anthropic) -> None:
     assert counted("f4a90") > 80
 
 
+LOOKUP: Any = {
+    "name": "lookup",
+    "description": "Looks up a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "lookup"}])
+def test_a_forced_call_fits_its_schema_and_its_result_is_answered(client: Anthropic, choice: Any) -> None:
+    said: list[Any] = [{"role": "user", "content": "How is the weather in Rome?"}]
+    settings: Any = {
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}, LOOKUP],
+        "max_tokens": 64,
+    }
+    choice = choice | {"disable_parallel_tool_use": True}
+    whole = ask(client, said, tool_choice=choice, **settings)
+    with client.messages.stream(
+        model="demo", messages=said, tool_choice=choice, extra_body={"temperature": 0}, **settings
+    ) as stream:
+        final = stream.get_final_message()
+    (call,), (streamed,) = whole.content, final.content
+    assert call.type == streamed.type == "tool_use"
+    assert call.input == streamed.input
+    assert call.input["city"] in ("Oslo", "Rome")
+    assert (call.name, whole.stop_reason, final.stop_reason) == ("lookup", "tool_use", "tool_use")
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "Sunny."}]}
+    said += [{"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+    answer = ask(client, said, tool_choice={"type": "none"}, **settings)
+    assert [block.type for block in answer.content] == ["text"]
+
+
 def test_structured_output_fits_its_schema(client: Anthropic) -> None:
     schema = {
         "type": "object",

@@ -132,6 +132,44 @@ def test_input_is_counted_without_an_answer(client: OpenAI) -> None:
     assert counted.input_tokens == usage.input_tokens
 
 
+LOOKUP: Any = {
+    "type": "function",
+    "name": "lookup",
+    "description": "Looks up a city.",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "lookup"}])
+def test_a_forced_call_fits_its_schema_and_its_result_is_answered(client: OpenAI, choice: Any) -> None:
+    said: list[Any] = [{"role": "user", "content": "How is the weather in Rome?"}]
+    others: Any = [{"type": "web_search"}, {"type": "custom", "name": "apply_patch"}]
+    settings: Any = {"tools": [*others, LOOKUP], "max_output_tokens": 64, "parallel_tool_calls": False}
+    whole = ask(client, said, tool_choice=choice, **settings)
+    with client.responses.stream(
+        model="demo", input=said, tool_choice=choice, temperature=0, **settings
+    ) as stream:
+        pieces = [e.delta for e in stream if e.type == "response.function_call_arguments.delta"]
+        final = stream.get_final_response()
+    (call,), (streamed,) = whole.output, final.output
+    assert call.type == streamed.type == "function_call"
+    assert call.arguments == streamed.arguments == "".join(pieces)
+    arguments = json.loads(call.arguments)
+    assert arguments["city"] in ("Oslo", "Rome")
+    assert arguments["days"] <= 9
+    assert (call.name, whole.status) == ("lookup", "completed")
+    said += [call.model_dump(exclude_none=True)]
+    said += [{"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}]
+    answer = ask(client, said, tool_choice="none", **settings)
+    assert [item.type for item in answer.output] == ["message"]
+
+
 class Weather(BaseModel):
     city: Literal["Oslo", "Rome"]
     degrees: int
