@@ -17,6 +17,36 @@ KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 RetentionName = Literal["adaptive", "paper", "keep", "drop", "lru"]
 PolicyName = Literal["astraea", "astraea_paper", "fcfs", "sjf", "hrrn", "mlfq", "plas", "continuum"]
 
+ToolFormatName = Literal[
+    "auto",
+    "hermes",
+    "json",
+    "llama3",
+    "pythonic",
+    "mistral",
+    "mistral_nemo",
+    "qwen_coder",
+    "harmony",
+    "deepseek",
+    "deepseek_v31",
+    "dsml",
+    "dsml_v4",
+    "kimi",
+    "glm",
+    "glm_47",
+    "minimax",
+    "minicpm",
+    "seed",
+    "functionary",
+    "cohere",
+    "nemotron",
+    "tool_calls",
+    "lfm2",
+    "granite",
+    "firefunction",
+    "gigachat",
+]
+
 
 class ProfileError(Exception):
     """A profile that cannot be used; the message is one line naming file, line, field and remedy."""
@@ -42,6 +72,8 @@ class ModelSettings(_Section):
     """`auto` lets llama.cpp decide by device; a quantized V cache needs it."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0 = the physical cores."""
+    tool_format: ToolFormatName = "auto"
+    """How the model writes tool calls; `auto` = as its chat template says (docs/structured.md)."""
 
 
 class ContextSettings(_Section):

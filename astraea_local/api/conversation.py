@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from fastapi import Request
 
+from astraea_local.api.chat_plan import ChatPlan
 from astraea_local.api.parts import AnswerPart, Reasoning, Text, ToolArguments, ToolCall, ToolCallBegun
 from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.service import Call, Service
-from astraea_local.api.text_model import ChatPlan
 from astraea_local.api.tools import tool_key
 from astraea_local.engine.messages import ChosenToken, Delta, Finished, Paused, Started
 
@@ -133,6 +133,13 @@ async def open_conversation(
     # Long conversations and large schemas must not hold up other requests.
     plan = await asyncio.to_thread(service.text.chat_plan, body)
     call = await service.open(
-        request, body, plan.prompt, endpoint=endpoint, top=top, shown=plan.shown, tool=tool
+        request,
+        body,
+        plan.prompt,
+        endpoint=endpoint,
+        top=top,
+        shown=plan.shown,
+        guidance=plan.guidance,
+        tool=tool,
     )
     return Conversation(service, call, plan)

@@ -10,9 +10,13 @@ import resource
 import signal
 import sys
 from datetime import datetime
+from types import GeneratorType
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Processor time of one rendering; a long conversation takes milliseconds.
@@ -51,9 +55,28 @@ class _Clock:
     now: datetime
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Nothing of the input can be changed, but lists may be: some templates collect in lists of their own."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, list) and attr in ("append", "pop"):
+            return True
+        return super().is_safe_attribute(obj, attr, value)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark what is to be trained on; here its content is all."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment(clock: _Clock) -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
@@ -100,8 +123,20 @@ def _tojson(
 ) -> str:
     # Jinja's own filter escapes for HTML, which would change what the model reads.
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_listed,
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What filters such as `map` return."""
+    if isinstance(value, GeneratorType | map | filter):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _refuse(message: str) -> str:

@@ -95,7 +95,7 @@ async def serve(
     `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
     Raises `EngineStartError` and `ModelLoadError`.
     """
-    text = TextModel(model_path)
+    text = TextModel(model_path, profile.model.tool_format)
     engine = Engine(EngineSpec(profile, model_path, log_level), on_progress=on_progress)
     service = Service(profile, engine, text)
 

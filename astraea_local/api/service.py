@@ -138,12 +138,13 @@ class Service:
         endpoint: str,
         top: int | None,
         shown: tuple[int, ...] = (),
+        guidance: str | None = None,
         tool: str | None = None,
     ) -> Call:
         """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`.
 
-        `shown` are special tokens whose text the output keeps. `tool` is the one that the request comes
-        back from; None = what its messages say.
+        `shown` are special tokens whose text the output keeps, `guidance` is the grammar that it follows.
+        `tool` is the one that the request comes back from; None = what its messages say.
         """
         limit = self.check_ready(body.n)
         if len(prompt) == 0:
@@ -157,7 +158,7 @@ class Service:
                 code="context_length_exceeded",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
-        sampling = await asyncio.to_thread(self._sampling, body, top)
+        sampling = replace(await asyncio.to_thread(self._sampling, body, top), guidance=guidance)
         tenant, parts = getattr(request.state, "tenant", ""), outline(body)
         self.tenants.take(tenant, body.n)
         try:
@@ -293,7 +294,7 @@ class Service:
             dry_penalty_last_n=body.dry_penalty_last_n,
             dry_breakers=tuple(body.dry_sequence_breakers),
             logit_bias=bias,
-            grammar=self.text.grammar(body),
+            grammar=self.text.gbnf(body),
             logprobs=top,
         )
 

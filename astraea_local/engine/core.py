@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, Tokens
+from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Guides, Model, Tokens
 from astraea_local.engine.kvstore import RamStore, Snapshot
 from astraea_local.engine.messages import Cancel, EndJob, Failed, Finished, Paused, Started, Submit, ToFront
 from astraea_local.engine.placement import Placer
@@ -90,6 +90,7 @@ class EngineCore:
         self._batch = Batch(profile.context.batch)
         self._candidates = Candidates(model.vocab.n_tokens)
         self._pieces = PieceTable(model.vocab)
+        self.guides = Guides(model.vocab)
         self.meter = SpeedMeter(speeds or measure(context, self._batch, profile.context.slots))
         self._record = record
         self._run_id = uuid.uuid4().hex
@@ -118,7 +119,7 @@ class EngineCore:
             self._fail(request.segment, text, "context_length_exceeded")
             return
         try:
-            run = Run(request, self.model.vocab, self._pieces, now)
+            run = Run(request, self.model.vocab, self.guides, self._pieces, now)
         except BindingError as error:
             self._fail(request.segment, str(error), "invalid_grammar")
             return

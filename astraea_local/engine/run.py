@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import Candidates, Logits, Tokens, Vocab
+from astraea_local.engine.binding import Candidates, Guides, Logits, Tokens, Vocab
 from astraea_local.engine.messages import ChosenToken, Delta, Finished, Submit
 from astraea_local.engine.sampling import GrammarDeadEnd, Sampled, Sampler
 from astraea_local.engine.slots import Sequence, TokenBuffer
@@ -24,7 +24,7 @@ class Back:
 class Run:
     """One segment from its submission to its end; keeps everything through preemptions."""
 
-    def __init__(self, request: Submit, vocab: Vocab, pieces: PieceTable, now: float) -> None:
+    def __init__(self, request: Submit, vocab: Vocab, guides: Guides, pieces: PieceTable, now: float) -> None:
         """Raises `BindingError` when the grammar is not valid."""
         self.request = request
         self.context = TokenBuffer(request.prompt)
@@ -37,7 +37,7 @@ class Run:
         self.back = Back(0, None, len(request.prompt))
         self._vocab = vocab
         self._pieces = pieces
-        self._sampler = Sampler(request.sampling, vocab, request.prompt)
+        self._sampler = Sampler(request.sampling, vocab, guides, request.prompt)
         self._text = TextStream(request.stops)
         self._shown = frozenset(request.shown)
         self._pending_text: list[str] = []
@@ -71,7 +71,7 @@ class Run:
         self.output += 1
         self.context.append(sampled.token)
         self._keep(sampled)
-        if self._text.stopped_by is not None:
+        if self._text.stopped_by is not None or self._sampler.complete:
             return "stop"
         if self.output >= self.request.max_output or len(self.context) >= limit:
             return "length"

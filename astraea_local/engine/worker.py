@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -181,6 +182,8 @@ def serve(spec: EngineSpec, model: Model, context: Context, pipe: Pipe) -> None:
         record=experience.record,
     )
     core.note("info", _known(speeds is not None, experience.records))
+    # Ready by the time that a request needs it, in all likelihood.
+    threading.Thread(target=core.guides.warm_up, name="guidance", daemon=True).start()
     try:
         _loop(core, experience, pipe, calibrated=speeds is not None)
     finally:

@@ -5,6 +5,7 @@ One thread owns a `Context` and everything made from it. Sizes are tokens unless
 
 from astraea_local.engine.binding.build import BuildInfo, Device, build_info, supports_gpu_offload
 from astraea_local.engine.binding.context import KV_TYPES, MAX_SEQUENCES, Batch, Context, ContextParams
+from astraea_local.engine.binding.guidance import Guide, Guides, grammar_fault, json_grammar
 from astraea_local.engine.binding.library import (
     BindingError,
     Bytes,
@@ -14,7 +15,7 @@ from astraea_local.engine.binding.library import (
     start_backend,
 )
 from astraea_local.engine.binding.model import Model, ModelClass, Vocab
-from astraea_local.engine.binding.sampler import Candidates, Grammar, SamplerChain, schema_to_gbnf
+from astraea_local.engine.binding.sampler import Candidates, Grammar, SamplerChain
 
 __all__ = [
     "KV_TYPES",
@@ -28,6 +29,8 @@ __all__ = [
     "ContextParams",
     "Device",
     "Grammar",
+    "Guide",
+    "Guides",
     "Logits",
     "Model",
     "ModelClass",
@@ -36,7 +39,8 @@ __all__ = [
     "Tokens",
     "Vocab",
     "build_info",
-    "schema_to_gbnf",
+    "grammar_fault",
+    "json_grammar",
     "start_backend",
     "supports_gpu_offload",
 ]
