@@ -20,7 +20,7 @@ _ASSISTANT = {
 }
 _RESULT = {"role": "tool", "tool_call_id": "1", "content": "def test(): assert False  # " * 3}
 _TOOL = {"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}
-_ALL = [_SYSTEM, _USER, _ASSISTANT, _RESULT]
+_ALL: list[dict[str, Any]] = [_SYSTEM, _USER, _ASSISTANT, _RESULT]
 
 
 def _tokens(text: str) -> Tokens:
