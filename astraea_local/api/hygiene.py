@@ -14,7 +14,7 @@ from astraea_local.api.schemas import ChatRequest, Generation
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.slots import common_prefix
 
-Cause = Literal["tools", "system", "message", "shortened", "thinking", "answer", "rendering"]
+Cause = Literal["tools", "system", "message", "thinking", "answer", "rendering"]
 
 # A few tokens at the end of an answer are often rendered differently, and cost nothing.
 _WORTH_SAYING = 32
@@ -79,7 +79,10 @@ def find_loss(
     shared, turn = max(
         ((common_prefix(t.context, prompt), t) for t in turns), key=lambda s: s[0], default=(0, None)
     )
-    if turn is None or shared == len(prompt) or len(turn.context) - shared < _WORTH_SAYING:
+    if turn is None or len(turn.context) - shared < _WORTH_SAYING:
+        return None
+    # A prompt that goes back to an earlier point repeats all that it can, but for asking for the answer.
+    if shared >= len(prompt) - turn.slack:
         return None
     in_answer = shared >= turn.prompt_tokens - turn.slack
     cause, words = _changed(turn.outline, new)
@@ -111,9 +114,6 @@ def _changed(old: Outline | None, new: Outline | None) -> tuple[Cause | None, st
             of_messages = "system", "system message changed"
         else:
             of_messages = "message", f"message {number + 1} changed"
-    elif len(new.messages) < len(old.messages):
-        gone = len(old.messages) - len(new.messages)
-        of_messages = "shortened", f"the last {gone} of {len(old.messages)} messages left out"
     if old.tools == new.tools:
         return of_messages
     return "tools", f"tools changed, {of_messages[1]}" if of_messages[0] else "tools changed"
