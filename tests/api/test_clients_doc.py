@@ -19,7 +19,8 @@ ADDRESS = "http://127.0.0.1:8080"
 
 def snippets(language: str) -> list[Any]:
     """Blocks of a language, each with the heading that it stands under."""
-    found, heading = [], ""
+    found: list[Any] = []
+    heading = ""
     for part in re.split(r"^(?=```|## )", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE):
         if part.startswith("## "):
             heading = part.splitlines()[0].removeprefix("## ")

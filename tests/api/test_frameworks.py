@@ -108,7 +108,7 @@ def test_langchain(roomy: Server, note: Callable[[str], str], dialect: str) -> N
     assert last.usage_metadata["input_token_details"]["cache_read"] > 0
 
 
-class ReadNote(Tool):
+class ReadNote(Tool):  # type: ignore[misc]
     name = "read_note"
     description = "Reads a note."
     inputs = {"name": {"type": "string", "description": "Which one."}}  # noqa: RUF012

@@ -16,7 +16,8 @@ class Clock:
 
 
 def store(**bounds: Any) -> ResponseStore:
-    return ResponseStore(**{"entries": 10, "max_bytes": 1 << 20, "age_s": 100, "clock": Clock()} | bounds)
+    usual: dict[str, Any] = {"entries": 10, "max_bytes": 1 << 20, "age_s": 100, "clock": Clock()}
+    return ResponseStore(**usual | bounds)
 
 
 def response(name: str, text: str = "answer") -> dict[str, Any]:
