@@ -14,7 +14,7 @@ from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.service import Call, Service, until_disconnect
 from astraea_local.api.streaming import stream
 from astraea_local.api.text_model import TextModel
-from astraea_local.engine.messages import ChosenToken, Finished, Paused
+from astraea_local.engine.messages import ChosenToken, Finished, Paused, Started
 
 router = APIRouter()
 
@@ -82,7 +82,7 @@ class _Form:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._text.name}
 
     def chunks(self, index: int, event: AnswerEvent) -> Iterator[dict[str, Any]]:
-        if isinstance(event, Paused):
+        if isinstance(event, Started | Paused):
             return
         if index not in self._greeted:
             self._greeted.add(index)

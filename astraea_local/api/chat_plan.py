@@ -8,6 +8,7 @@ from typing import Any
 
 from astraea_local.api.constraints import SchemaFault, answer_schema, schema_grammar
 from astraea_local.api.errors import ApiError
+from astraea_local.api.limits import check_schema
 from astraea_local.api.schemas import ChatRequest, NamedTool
 from astraea_local.api.schemas import Tool as ToolDefinition
 from astraea_local.api.templates import ChatTemplate
@@ -151,6 +152,7 @@ def _prepared(tool: ToolDefinition, index: int, *, exact: bool) -> Tool:
     """The tool with its grammar. Raises `ApiError` for a strict one that output cannot be held to."""
     name = tool.function.name
     schema = {**(tool.function.parameters or {}), "type": "object"}
+    check_schema(schema, f"tools.{index}.function.parameters")
     try:
         return Tool(name, schema, schema_grammar(schema, lenient=not exact))
     except SchemaFault as fault:

@@ -9,7 +9,14 @@ import jsonschema
 from jsonschema.exceptions import SchemaError
 
 from astraea_local.api.errors import ApiError
-from astraea_local.engine.binding import BindingError, Grammar, Vocab, json_grammar, schema_fault
+from astraea_local.api.limits import check_schema
+from astraea_local.engine.binding import (
+    BindingError,
+    Grammar,
+    Vocab,
+    json_grammar,
+    schema_fault,
+)
 
 # llama.cpp reads groups and rules recursively: far deeper ones overflow the stack of the whole process.
 _MAX_NESTING = 5000
@@ -40,6 +47,7 @@ def schema_grammar(schema: Any, *, lenient: bool = False) -> str:
 
 def answer_schema(schema: Any, param: str) -> str:
     """The grammar of an answer that is nothing but JSON. Raises `ApiError` for the named field."""
+    check_schema(schema, param)
     try:
         return schema_grammar(schema)
     except SchemaFault as fault:

@@ -14,7 +14,7 @@ from astraea_local.api.parts import AnswerPart, Reasoning, Text, ToolArguments, 
 from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.service import Call, Service
 from astraea_local.api.tools import tool_key
-from astraea_local.engine.messages import ChosenToken, Delta, Finished, Paused
+from astraea_local.engine.messages import ChosenToken, Delta, Finished, Paused, Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Logprobs:
     tokens: tuple[ChosenToken, ...]
 
 
-AnswerEvent = AnswerPart | Logprobs | Paused | Finished
+AnswerEvent = AnswerPart | Logprobs | Started | Paused | Finished
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Conversation:
         called some. Tool calls of a choice come one after another.
         """
         async for index, event in self._service.events(self.call):
-            if isinstance(event, Paused):
+            if isinstance(event, Started | Paused):
                 yield index, event
             if not isinstance(event, Delta | Finished):
                 continue
@@ -117,13 +117,29 @@ class Conversation:
 
 
 async def open_conversation(
-    service: Service, request: Request, body: ChatRequest, *, endpoint: str, top: int | None = None
+    service: Service,
+    request: Request,
+    body: ChatRequest,
+    *,
+    endpoint: str,
+    top: int | None = None,
+    tool: str | None = None,
 ) -> Conversation:
-    """Takes a conversation in; `top` is the number of alternatives to report. Raises `ApiError`."""
+    """Takes a conversation in; `top` is the number of alternatives to report. Raises `ApiError`.
+
+    `tool` is the one that the request comes back from; None = what the messages say.
+    """
     service.check_ready(body.n)
     # Long conversations and large schemas must not hold up other requests.
     plan = await asyncio.to_thread(service.text.chat_plan, body)
     call = await service.open(
-        request, body, plan.prompt, endpoint=endpoint, top=top, shown=plan.shown, guidance=plan.guidance
+        request,
+        body,
+        plan.prompt,
+        endpoint=endpoint,
+        top=top,
+        shown=plan.shown,
+        guidance=plan.guidance,
+        tool=tool,
     )
     return Conversation(service, call, plan)

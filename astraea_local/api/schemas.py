@@ -147,6 +147,14 @@ class Generation(_Body):
     """A JSON schema that the output follows; `response_format` is OpenAI's way to say it."""
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    service_tier: str | None = None
+    """`priority` and `flex` move a job up or down by a queue."""
+    nvext: dict[str, Any] | None = None
+    """NVIDIA Dynamo's extension; `agent_hints.priority` is read."""
 
     @field_validator("stop")
     @classmethod

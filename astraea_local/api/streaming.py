@@ -43,8 +43,16 @@ def stream(
     return respond(service, call, told())
 
 
-def respond(service: Service, call: Call, events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
-    """The events as an answer that is kept alive by comments; a client that leaves ends the segments."""
+def respond(
+    service: Service,
+    call: Call,
+    events: AsyncIterator[ServerSentEvent],
+    keepalive: Callable[[], ServerSentEvent] | None = None,
+) -> EventSourceResponse:
+    """The events as an answer; a client that leaves ends the segments.
+
+    While nothing is said, `keepalive` makes what is sent every few seconds; by default it is a comment.
+    """
 
     def comment() -> ServerSentEvent:
         return ServerSentEvent(comment=call.handles[0].phase)
@@ -53,7 +61,7 @@ def respond(service: Service, call: Call, events: AsyncIterator[ServerSentEvent]
         events,
         headers=call.headers,
         ping=service.profile.server.keepalive_s,
-        ping_message_factory=comment,
+        ping_message_factory=keepalive or comment,
         # A client that left before the first event never started the generator.
         background=BackgroundTask(service.close, call),
         sep="\n",

@@ -1,21 +1,15 @@
-"""The model's own chat template, rendered in Jinja's sandbox."""
+"""The model's own chat template: what it is given, and what becomes of its errors."""
 
 import functools
 import json
 from collections.abc import Callable
 from datetime import datetime
-from types import GeneratorType
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from astraea_local.api.errors import ApiError
-from astraea_local.api.messages import Plain, Traits, conversation, definitions, merged
+from astraea_local.api.sandbox import Sandbox, TemplateFailure, TemplateFault, TemplateRefusal
 from astraea_local.api.schemas import Message
+from astraea_local.api.template_messages import Plain, Traits, conversation, definitions, merged
 from astraea_local.api.tool_formats.base import ToolFormat
 from astraea_local.api.tool_formats.registry import format_of
 from astraea_local.api.traits import find_traits
@@ -33,7 +27,6 @@ _KEEP_THOUGHTS = {
     "truncate_history_thinking": False,
     "drop_thinking": False,
 }
-_FAULTS = (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 class ChatTemplate:
@@ -54,20 +47,14 @@ class ChatTemplate:
         """
         self.source = source or _CHATML
         self.tool_format = tool_format or format_of(self.source)
-        environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: now().strftime(form)
         self._now = now
-        self._template: jinja2.Template | None = None
+        self._sandbox: Sandbox | None = None
         self._fault = ""
         try:
-            self._template = environment.from_string(self.source)
-        except jinja2.TemplateSyntaxError as error:
+            self._sandbox = Sandbox(self.source)
+        except TemplateFault as error:
             # Text can still be completed, so the model is served all the same.
-            self._fault = f"line {error.lineno}: {error.message}"
+            self._fault = str(error)
         self._specials = {"bos_token": bos, "eos_token": eos}
         self._defaults = {name: value for name, value in _KEEP_THOUGHTS.items() if name in self.source}
 
@@ -85,7 +72,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The prompt text. Raises `ApiError` when the template refuses the conversation."""
-        if self._template is None:
+        if self._sandbox is None:
             text = f"messages: the model's chat template is not valid ({self._fault}): use /v1/completions"
             raise ApiError(400, text, param="messages", code="invalid_chat_template")
         plain = conversation(messages, tools, self.traits, self.tool_format)
@@ -106,80 +93,37 @@ class ChatTemplate:
         extra: dict[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        if self._template is None:
+        if self._sandbox is None:
             raise ApiError(400, self._fault)
         try:
-            return self._template.render(
+            return self._sandbox.render(
                 {
                     **self._defaults,
                     **(extra or {}),
                     **self._specials,
                     **self._old_names(tools),
-                    # A template that takes from the list takes from its own.
-                    "messages": list(messages),
+                    "messages": messages,
                     "tools": tools,
                     "add_generation_prompt": add_generation_prompt,
-                }
+                },
+                self._now(),
             )
-        except jinja2.TemplateError as error:
+        except TemplateRefusal as error:
             raise ApiError(
-                400, f"messages: the model's chat template refuses them: {error.message}", param="messages"
+                400, f"messages: the model's chat template refuses them: {error}", param="messages"
             ) from error
-        except _FAULTS as error:
+        except (TemplateFailure, TemplateFault) as error:
             raise ApiError(
                 400, f"messages: the model's chat template fails on them: {error}", param="messages"
             ) from error
+
+    def close(self) -> None:
+        """Ends the process that renders."""
+        if self._sandbox is not None:
+            self._sandbox.close()
 
     def _old_names(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
         """What the template of Firefunction asks for."""
         if "functools" not in self.source:
             return {}
         return {"functions": json.dumps(tools or []), "datetime": self._now().strftime("%Y-%m-%d %H:%M:%S")}
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Nothing of the input can be changed, but lists may be: some templates collect in lists of their own."""
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, list) and attr in ("append", "pop"):
-            return True
-        return super().is_safe_attribute(obj, attr, value)
-
-
-class _Generation(Extension):
-    """`{% generation %}`, with which templates mark what is to be trained on; here its content is all."""
-
-    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes for HTML, which would change what the model reads.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-        default=_listed,
-    )
-
-
-def _listed(value: Any) -> list[Any]:
-    """What filters such as `map` return."""
-    if isinstance(value, GeneratorType | map | filter):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def _refuse(message: str) -> str:
-    raise jinja2.TemplateError(message)

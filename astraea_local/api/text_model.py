@@ -37,7 +37,8 @@ class TextModel:
         self.generation_prompt_tokens = self._count_generation_prompt()
 
     def close(self) -> None:
-        """Frees the model."""
+        """Frees the model and ends the template's process."""
+        self.template.close()
         self._model.close()
 
     def chat_plan(self, request: ChatRequest) -> ChatPlan:

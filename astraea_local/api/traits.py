@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from astraea_local.api.errors import ApiError
-from astraea_local.api.messages import Plain, Traits, short_id
+from astraea_local.api.template_messages import Plain, Traits, short_id
 
 Render = Callable[[list[Plain], list[dict[str, Any]] | None], str]
 

@@ -361,6 +361,12 @@ class EngineCore:
         self._last_event += 1
         self.events.append(Event(id=self._last_event, at=time.time(), level=level, text=text))
 
+    def note_job(self, job_id: str, text: str) -> None:
+        """The same about one job, which keeps it to be seen later."""
+        self.note("warning", f"{job_id}: {text}")
+        if (job := self.scheduler.jobs.get(job_id)) is not None:
+            job.note = text
+
     # -- planning ----------------------------------------------------------------------------------
 
     def _plan(self) -> Plan:

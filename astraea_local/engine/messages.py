@@ -55,6 +55,14 @@ class ToolCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a job that its user should see: a line of the event log, and of the job itself."""
+
+    job: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy:
     """Go on with another scheduling policy."""
 
@@ -123,7 +131,7 @@ class AskJob:
 
 CoreQuestion = JobAction | PauseScheduling | AskJob
 Question = Resize | Suspend | CoreQuestion
-ToEngine = Submit | Cancel | EndJob | ToolCalled | SetPolicy | SimulatePressure | Stop | Question
+ToEngine = Submit | Cancel | EndJob | ToolCalled | Note | SetPolicy | SimulatePressure | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +217,8 @@ class Finished:
     logprobs: tuple[ChosenToken, ...] = ()
     output: tuple[int, ...] = field(default=())
     """Token ids of the output, so that the front can recognize the job's next request."""
+    stop: str = ""
+    """The stop string that ended the text, if one did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ class Run:
             decode_s=now - first,
             logprobs=logprobs,
             output=tuple(self.context.view(len(self.request.prompt)).tolist()),
+            stop=self._text.stopped_by or "",
         )
 
     def _keep(self, sampled: Sampled) -> None:

@@ -34,6 +34,7 @@ from astraea_local.engine.messages import (
     JobVerb,
     LoadFailed,
     Loading,
+    Note,
     Paused,
     PauseScheduling,
     Question,
@@ -172,6 +173,11 @@ class Engine:
         """Tells the engine that a job is over."""
         if self.status == "ready":
             self._send([EndJob(job)])
+
+    def note(self, job: str, text: str) -> None:
+        """Shows something about a job to whoever watches."""
+        if self.status == "ready":
+            self._send([Note(job, text)])
 
     def set_policy(self, name: PolicyName) -> None:
         """Goes on with another scheduling policy, after a restart of the engine as well."""

@@ -48,6 +48,7 @@ from astraea_local.engine.messages import (
     JobAction,
     LoadFailed,
     Loading,
+    Note,
     PauseScheduling,
     Ready,
     Reply,
@@ -299,6 +300,8 @@ def _loop(
                     core.end_job(message)
                 case ToolCalled(job, tool):
                     core.tool_called(job, tool)
+                case Note(job, text):
+                    core.note_job(job, text)
                 case SetPolicy(name):
                     core.set_policy(name)
                 case SimulatePressure(reading):
