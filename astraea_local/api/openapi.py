@@ -218,6 +218,8 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
         faults |= _WITH_BODY
     if path.startswith(_GENERATES):
         faults |= _OF_GENERATION
+    if "{" in path:
+        faults["404"] = "There is no such thing, or no longer"
     if path == "/health":
         operation["security"] = []
     elif keys_needed:

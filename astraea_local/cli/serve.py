@@ -92,9 +92,9 @@ def run_server(profile: Profile, path: Path, keys: "ApiKeys", *, verbose: bool) 
 
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if not verbose:
-        # Here it only reads the vocabulary and grammars; what it refuses is reported as our own error.
-        logging.getLogger("llama.cpp").setLevel(logging.CRITICAL)
+    # Here it only reads the vocabulary and grammars; what it refuses is reported as our own error. It would
+    # also print the grammar, which is a client's text.
+    logging.getLogger("llama.cpp").setLevel(logging.CRITICAL)
     for chatty in ("asyncio", "httpx", "httpcore", "sse_starlette"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # One line for each malformed request would let anybody fill the disk.

@@ -126,7 +126,8 @@ def test_jobs_of_different_keys_never_meet(ann: httpx.Client, keyed: Server) -> 
 
 def test_one_key_cannot_fill_the_queue_of_all(ann: httpx.Client, keyed: Server) -> None:
     with ann.stream("POST", CHAT, json=ENDLESS) as running:
-        next(line for line in running.iter_lines() if line.startswith("data:"))
+        alive = running.iter_lines()
+        next(line for line in alive if line.startswith("data:"))
         refused = ann.post(CHAT, json=SHORT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "key_queue_full")
         assert int(refused.headers["retry-after"]) >= 1
