@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from astraea_local.cli.app import app
+from astraea_local.cli.hosted import end_with_parent, has_terminal, serve_with_ui
 from astraea_local.cli.shared import DEFAULT_PROFILE, ProfileName, err, fail, progress_bar, settle
 from astraea_local.profile import Profile
 
@@ -30,12 +32,12 @@ def serve(
     policy: Annotated[str | None, typer.Option(help="Who runs next; see `policy`.")] = None,
     no_tui: Annotated[bool, typer.Option("--no-tui", help="Plain log lines instead of the UI.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, llama.cpp included.")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
-    """Hosts a model until Ctrl-C.
+    """Hosts a model until Ctrl-C; on a terminal with the UI of `top`.
 
     Options win over the profile. Without any, the embedded demo model is served.
     """
-    del no_tui
     if model is not None and hf is not None:
         fail("--model and --hf exclude each other")
     changes = {
@@ -50,6 +52,11 @@ def serve(
         "server.port": port,
     }
     settings, path = settle(profile, changes)
+    if not no_tui and has_terminal():
+        serve_with_ui(settings, sys.argv[1:])
+        return
+    if with_parent:
+        end_with_parent()
     run_server(settings, path, verbose=verbose)
 
 

@@ -1,6 +1,8 @@
 """The terminal UI: shows the frames of a source, and asks its other side to act."""
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,7 +51,7 @@ class Host(Protocol):
 
 
 class AstraeaApp(App[str]):
-    """Returns `stop` or `leave` for a server it was started with, else None."""
+    """Returns what becomes of the server it was started with: `stop`, `leave`, or `ended` by itself."""
 
     CSS_PATH = "astraea.tcss"
     TITLE = "astraea-local"
@@ -117,6 +119,9 @@ class AstraeaApp(App[str]):
         self.push_screen(Overview())
         self.run_worker(self._watch(), exit_on_error=True)
         self.set_interval(1.0, self._check_age)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A closed terminal, or `kill`: the screen is put in order, and the server stopped.
+            asyncio.get_running_loop().add_signal_handler(number, self.exit, "stop")
         if self._host is not None:
             self.set_interval(_LOG_EVERY_S, self._read_host)
 
@@ -163,7 +168,7 @@ class AstraeaApp(App[str]):
             self.view.trail.note(self.clock(), level, line)
         words = self._host.ended()
         if words is not None:
-            self.exit("ended", message=words)
+            self.exit("ended")
 
     def _repaint(self, theme: Theme) -> None:
         self.view.palette = themes.palette(self.theme_variables, ansi=theme.ansi)

@@ -83,6 +83,14 @@ class Recording:
         """Closes the file."""
         self._plain.close()
 
+    def __enter__(self) -> "Recording":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     @staticmethod
     def _opened(path: Path) -> IO[bytes]:
         try:

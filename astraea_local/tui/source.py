@@ -64,14 +64,19 @@ class HttpSource:
         *,
         interval: float = INTERVAL_S,
         on_raw: Callable[[bytes], None] | None = None,
+        starting: bool = False,
     ) -> None:
-        """`on_raw` gets every frame's JSON, also those that come faster than they are shown."""
+        """`on_raw` gets every frame's JSON, also those that come faster than they are shown.
+
+        `starting`: the server was started just now, so that no answer is no news at first.
+        """
         self.name = url
         self.interval = interval
         self._client = client
         self._on_raw = on_raw
         self._newest: str | None = None
-        self._link = Link("connecting", f"connecting to {url}")
+        self._starting = starting
+        self._link = Link("connecting", "the server is starting" if starting else f"connecting to {url}")
         self._link_changed = asyncio.Event()
         self._news = asyncio.Event()
         self._news.set()
@@ -111,8 +116,13 @@ class HttpSource:
                     if self._on_raw is not None:
                         self._on_raw(data.encode())
                 why = "the server ended the connection"
+            except httpx.ConnectError as error:
+                if self._starting:
+                    await asyncio.sleep(_LOADING_POLL_S)
+                    continue
+                why = reason(error)
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-                why = _reason(error)
+                why = reason(error)
             self._tell(Link("lost", f"{why}; trying again"))
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_RETRY_S)
@@ -121,6 +131,7 @@ class HttpSource:
         """Waits while the model loads: the event stream is silent until then."""
         while True:
             health = await self._client.get("/health")
+            self._starting = False
             try:
                 body = health.json()
             except ValueError:
@@ -252,7 +263,8 @@ def _frame_or_link(raw: str, name: str) -> Update:
         return Link("lost", str(error))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error of httpx means to a user, one line."""
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

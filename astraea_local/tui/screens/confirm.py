@@ -14,7 +14,12 @@ from textual.widgets.option_list import Option
 Answer = TypeVar("Answer")
 
 
-class Confirm(ModalScreen[bool]):
+class _Dialog(ModalScreen[Answer]):
+    # The app's own keys do not reach below a dialog.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "app.quit", show=False)]
+
+
+class Confirm(_Dialog[bool]):
     """Asks before something that hurts; the harmless answer has the focus."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -44,7 +49,7 @@ class Confirm(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-class Pick(ModalScreen[Answer | None], Generic[Answer]):
+class Pick(_Dialog[Answer | None], Generic[Answer]):
     """Asks for one of several; None when it is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
@@ -65,7 +70,7 @@ class Pick(ModalScreen[Answer | None], Generic[Answer]):
     def on_mount(self) -> None:
         """Begins at the present one."""
         values = [value for value, _ in self._options]
-        if self._current in values:
+        if self._current is not None and self._current in values:
             self.query_one(OptionList).highlighted = values.index(self._current)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -73,7 +78,7 @@ class Pick(ModalScreen[Answer | None], Generic[Answer]):
         self.dismiss(self._options[event.option_index][0])
 
 
-class Resize(ModalScreen[tuple[int, int] | None]):
+class Resize(_Dialog[tuple[int, int] | None]):
     """Asks for the cells and slots of the context; None when it is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]

@@ -15,7 +15,7 @@ _WORDS = (
     "slot is a place in the batch. KV is a job's computed context; it is in its slot, parked in RAM or on disk, or",
     "nowhere. `~` is a predicted median, `≤` what nine of ten stay below.",
 )
-_COLUMN = 52
+_COLUMN = 54
 
 
 class Help(FrameScreen):
@@ -46,7 +46,7 @@ def _lines(changed: dict[str, str], path: str, palette: Palette, width: int) -> 
         for name, key in KEYS.items():
             if key.group == group:
                 text = Text(fitted(readable(keys[name]), 12), style=palette.accent, end="")
-                text.append(fitted(key.text, 30), palette.text).append(name, palette.dim)
+                text.append(fitted(key.text, 29) + " ", palette.text).append(name, palette.dim)
                 block.append(text)
         blocks.append([*block, Text("", end="")])
     lines = _in_columns(blocks, max(1, width // _COLUMN))
