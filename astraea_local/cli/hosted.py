@@ -49,7 +49,9 @@ def serve_with_ui(profile: Profile, arguments: Sequence[str], api_key: str | Non
         raise
     if answer == "leave" and child.leave():
         err.print(f"the server goes on at {url}; its log is {child.log}", soft_wrap=True)
-        err.print(f"see it with `astraea-local top {url}`, stop it with `kill -INT {child.pid}`", soft_wrap=True)
+        err.print(
+            f"see it with `astraea-local top {url}`, stop it with `kill -INT {child.pid}`", soft_wrap=True
+        )
         return
     if answer == "ended":
         code = child.stop()
@@ -151,4 +153,3 @@ def _log_file(port: int) -> Path:
     except OSError:
         return Path(tempfile.mkdtemp(prefix="astraea-")) / "serve.log"
     return file
-

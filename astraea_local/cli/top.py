@@ -3,7 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astraea_local.frame import StateFrame
     from astraea_local.tui.actions import Control
     from astraea_local.tui.app import Host
+    from astraea_local.tui.mock import MockWorld
     from astraea_local.tui.record import Recorder
     from astraea_local.tui.source import Source
 
@@ -26,15 +27,19 @@ def top(
     url: Annotated[str, typer.Argument(help="The server.")] = DEFAULT_URL,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: the frame as JSON.")] = False,
-    record: Annotated[Path | None, typer.Option(help="Write every frame to a new file (.jsonl, .jsonl.gz).")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write all frames to a new .jsonl or .jsonl.gz file.")
+    ] = None,
     replay: Annotated[Path | None, typer.Option(help="Show a recording instead of a server.")] = None,
     mock: Annotated[bool, typer.Option("--mock", help="Show made-up agents; needs no server.")] = False,
-    readonly: Annotated[bool, typer.Option("--readonly", help="Refuse everything that changes the server.")] = False,
+    readonly: Annotated[bool, typer.Option("--readonly", help="Refuse what changes the server.")] = False,
     interval: Annotated[
-        float, typer.Option(min=LEAST_INTERVAL_S, max=MOST_INTERVAL_S, help="Seconds between frames, at least.")
+        float,
+        typer.Option(min=LEAST_INTERVAL_S, max=MOST_INTERVAL_S, help="Least seconds between frames."),
     ] = 0.25,
     api_key: Annotated[
-        str | None, typer.Option(envvar="ASTRAEA_API_KEY", show_envvar=True, help="Where the server wants one.")
+        str | None,
+        typer.Option(envvar="ASTRAEA_API_KEY", show_envvar=True, help="If the server wants one."),
     ] = None,
 ) -> None:
     """Watches a running server, and acts on its agents."""
@@ -95,7 +100,7 @@ def _last_frame(file: Path) -> "StateFrame":
         return recording.frame(len(recording) - 1)
 
 
-def _mock_world() -> Any:
+def _mock_world() -> "MockWorld":
     from astraea_local.tui.mock import MockWorld
 
     world = MockWorld()
@@ -114,7 +119,7 @@ def _watch(
     readonly: bool,
     interval: float,
 ) -> None:
-    from astraea_local.tui.record import Recorder, Recording, RecordError
+    from astraea_local.tui.record import Recorder, RecordError, Recording
 
     if mock:
         from astraea_local.tui.mock import MockControl, MockSource

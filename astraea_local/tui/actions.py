@@ -1,21 +1,24 @@
 """What the UI can ask of a server, through its public HTTP API."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from astraea_local.job_detail import JobDetail
 from astraea_local.past_jobs import Page, Query
 from astraea_local.tui.source import message_of
 
 JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
-Verb = JobVerb | Literal[
-    "pause scheduling", "resume scheduling", "policy", "resize", "pause server", "resume server"
-]
+Verb = (
+    JobVerb
+    | Literal["pause scheduling", "resume scheduling", "policy", "resize", "pause server", "resume server"]
+)
 PRIORITIES = (-9, 9)
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _PATHS: dict[str, str] = {
     "pause scheduling": "scheduler/pause",
@@ -30,7 +33,7 @@ _QUESTIONS: dict[str, str] = {
     "cancel": "Cancel {job}? Its running call ends without the rest of its answer.",
     "pause scheduling": "Pause the scheduler? What runs goes on, nothing else is admitted.",
     "resize": "Make the context anew with {size} cells and {slots} slots? Running calls wait meanwhile.",
-    "pause server": "Give the GPU's memory back? Running calls are parked, requests wait until it is resumed.",
+    "pause server": "Give the GPU's memory back? Running calls are parked, requests wait until it resumes.",
 }
 # Making the context anew, or parking everything, may take longer than other answers.
 _PATIENCE_S = 120.0
@@ -153,7 +156,7 @@ class Refusing:
         raise ActionError(self.refusal)
 
 
-def _checked(kind: type[Any], body: dict[str, Any]) -> Any:
+def _checked(kind: type[_Model], body: dict[str, Any]) -> _Model:
     try:
         return kind.model_validate(body)
     except ValidationError as error:

@@ -62,7 +62,9 @@ def advise(frame: StateFrame) -> list[Advice]:
 
 def _restarts(frame: StateFrame) -> Iterator[Advice]:
     if frame.restarts:
-        text = f"the engine was restarted {frame.restarts} times: run `astraea-local doctor`; less context helps"
+        text = (
+            f"the engine was restarted {frame.restarts} times: see `astraea-local doctor`, use less context"
+        )
         yield Advice("error", text, "context.size")
 
 
@@ -70,7 +72,7 @@ def _cells(frame: StateFrame) -> Iterator[Advice]:
     kv, calls = frame.kv, frame.totals.segments_finished
     full = kv.cells_total and kv.cells_used / kv.cells_total >= CELLS_FULL
     if full and calls and kv.parks / calls >= MOVES_PER_CALL:
-        text = f"{kv.parks} states were parked for {calls} calls: more cells, or smaller ones (kv.type_k q8_0)"
+        text = f"{kv.parks} states were parked for {calls} calls: use more cells, or kv.type_k q8_0"
         yield Advice("warning", text, "context.size")
 
 
@@ -83,7 +85,7 @@ def _vram(frame: StateFrame) -> Iterator[Advice]:
         text = f"other processes hold {size(others)} of the GPU: let the context shrink while they run"
         yield Advice("warning", text, "memory.elastic")
     else:
-        yield Advice("warning", "the GPU's memory is nearly full with our own: use less context", "context.size")
+        yield Advice("warning", "our own data nearly fill the GPU: use less context", "context.size")
 
 
 def _host_memory(frame: StateFrame) -> Iterator[Advice]:
@@ -120,7 +122,7 @@ def _cache(frame: StateFrame) -> Iterator[Advice]:
         text = f"only {percent(share)} of prompts came from KV and nothing is parked: allow it"
         yield Advice("warning", text, "retention.ram_mib")
     elif share < CACHE_LOW and any(job.segments > 1 for job in frame.jobs):
-        text = f"only {percent(share)} of prompts came from KV: prompts that change at their head cannot be reused"
+        text = f"only {percent(share)} of prompts came from KV: their beginnings seem to change"
         yield Advice("info", text, "retention.policy")
 
 
@@ -130,7 +132,7 @@ def _queue(frame: StateFrame) -> Iterator[Advice]:
     if not slots or len(frame.queue) < QUEUE_PER_SLOT * slots:
         return
     if frame.speed.width < slots:
-        text = f"{len(frame.queue)} wait while {frame.speed.width} of {slots} slots run: more at once would slow all"
+        text = f"{len(frame.queue)} wait while {frame.speed.width} of {slots} slots run: more would slow all"
         yield Advice("info", text, "context.slots")
     elif running == slots:
         yield Advice("warning", f"{len(frame.queue)} calls wait for {slots} slots: try more", "context.slots")
@@ -141,7 +143,7 @@ def _idle_slots(frame: StateFrame) -> Iterator[Advice]:
     unused = sum(slot.phase == "free" for slot in frame.slots)
     enough = frame.totals.segments_finished >= IDLE_CALLS and frame.server.layout == "per_slot"
     if enough and slots > 1 and unused / slots > IDLE_SLOTS and _near_limit(frame):
-        text = f"{unused} of {slots} slots are empty while a job nears its limit: fewer slots hold longer jobs"
+        text = f"{unused} of {slots} slots are empty and a job nears its limit: use fewer, longer ones"
         yield Advice("info", text, "context.slots")
 
 
@@ -151,7 +153,7 @@ def _long_jobs(frame: StateFrame) -> Iterator[Advice]:
         return
     per_slot = frame.server.layout == "per_slot"
     remedy = "one pool lets one job have more" if per_slot else "raise it"
-    text = f"{near[0]} is near the longest context a job may have ({frame.server.job_context:,} tokens): {remedy}"
+    text = f"{near[0]} is near the {frame.server.job_context:,} tokens that a job may have: {remedy}"
     yield Advice("warning", text, "kv.layout" if per_slot else "context.size")
 
 
@@ -180,7 +182,7 @@ def _preemptions(frame: StateFrame) -> Iterator[Advice]:
     totals = frame.totals
     calls = totals.segments_finished
     if calls >= PREEMPTION_CALLS and totals.preemptions / calls > PREEMPTIONS_PER_CALL:
-        text = f"{totals.preemptions} preemptions in {calls} calls: ask for a larger lead before a slot changes hands"
+        text = f"{totals.preemptions} preemptions in {calls} calls: make it harder to take a slot"
         yield Advice("info", text, "scheduler.preempt_factor")
 
 
@@ -189,13 +191,13 @@ def _policy(frame: StateFrame) -> Iterator[Advice]:
     if done.finished < FCFS_JOBS or not done.fcfs_mean_s or frame.server.policy == "fcfs":
         return
     if done.mean_s > FCFS_BETTER * done.fcfs_mean_s:
-        text = f"jobs take {seconds(done.mean_s)}, first come first served is put at {seconds(done.fcfs_mean_s)}"
+        text = f"jobs take {seconds(done.mean_s)}, an estimate of FCFS is {seconds(done.fcfs_mean_s)}"
         yield Advice("warning", f"{text}: try another policy (key o)", "scheduler.policy")
 
 
 def _restores(frame: StateFrame) -> Iterator[Advice]:
     if frame.kv.restore_failures:
-        text = f"{frame.kv.restore_failures} parked states could not be restored and were recomputed; see the log"
+        text = f"{frame.kv.restore_failures} parked states were lost and recomputed; see the log"
         yield Advice("warning", text, "kv.layout")
 
 
@@ -203,7 +205,7 @@ def _overdue(frame: StateFrame) -> Iterator[Advice]:
     waits = [j for j in frame.jobs if j.state == "waiting" and j.wait_p90_s is not None]
     late = [j for j in waits if j.since_s > (j.wait_p90_s or 0)]
     if len(waits) >= OVERDUE_JOBS and len(late) / len(waits) > OVERDUE_SHARE:
-        text = f"{len(late)} of {len(waits)} tools take longer than predicted: record history so that it learns"
+        text = f"{len(late)} of {len(waits)} tools take longer than predicted: let it record and learn"
         yield Advice("info", text, "prediction.history")
 
 

@@ -34,7 +34,7 @@ _LOG_EVERY_S = 0.3
 _QUIT_CHOICES = [
     ("stop", "stop the server: running calls end first"),
     ("leave", "close this screen, the server goes on"),
-    (None, "stay here"),
+    ("stay", "stay here"),
 ]
 
 
@@ -153,7 +153,10 @@ class AstraeaApp(App[str]):
 
     def _check_age(self) -> None:
         late = self.clock() - self._came_at
-        lost = self.view.link.state in ("lost", "connecting", "loading") or late > _LATE_S + self._source.interval
+        lost = (
+            self.view.link.state in ("lost", "connecting", "loading")
+            or late > _LATE_S + self._source.interval
+        )
         waits_for_time = self._source.transport is None and self.view.frame is not None
         was = self.view.late_s
         self.view.late_s = late if waits_for_time and lost and not self.view.held else 0.0
@@ -199,8 +202,7 @@ class AstraeaApp(App[str]):
             self._tell(action, done, failed=False)
 
     def _tell(self, action: Action, text: str, *, failed: bool) -> None:
-        severity = "warning" if failed else "information"
-        self.notify(text, title=action.text, severity=severity, markup=False)
+        self.notify(text, title=action.text, severity="warning" if failed else "information", markup=False)
         said = "not done" if failed else "asked"
         self.view.trail.note(self.clock(), "warning" if failed else "info", f"{said}: {action.text}: {text}")
         self.redraw()
@@ -351,14 +353,10 @@ class AstraeaApp(App[str]):
             return
 
         def go(answer: str | None) -> None:
-            if answer is not None:
+            if answer in ("stop", "leave"):
                 self.exit(answer)
 
         self.push_screen(Pick("Close the screen?", _QUIT_CHOICES), go)
-
-    async def action_help_quit(self) -> None:
-        """Textual's own answer to Ctrl-C, where a dialog has the keys."""
-        await self.action_quit()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything that has a key, and Textual's own."""

@@ -146,7 +146,7 @@ def _check_clashes(file: Path, changed: dict[str, str]) -> None:
         for key in map(_normal, keys.split(",")):
             other = taken.setdefault(key, name)
             if other != name and (name in changed or other in changed):
-                raise KeysError(f"{file}: keys.{name}: {readable(key)!r} is the key of {other}: choose another")
+                raise KeysError(f"{file}: keys.{name}: {readable(key)!r} is the key of {other}: take another")
 
 
 def _normal(key: str) -> str:

@@ -326,7 +326,12 @@ class MockWorld:
                 decode_tokens_s=running * _DECODE_S,
                 width=self.slots,
             ),
-            steps={"steps": float(self._totals.steps), "mean_ms": 31.0, "llama_decode_ms": 29.0, "kv_moves_ms": 0.6},
+            steps={
+                "steps": float(self._totals.steps),
+                "mean_ms": 31.0,
+                "llama_decode_ms": 29.0,
+                "kv_moves_ms": 0.6,
+            },
             totals=self._totals.model_copy(),
             events=list(self._events),
         )
@@ -368,7 +373,9 @@ class MockWorld:
             kv_tokens=job.tokens if job.kv != "none" else 0,
             waited_s=job.waited,
             since_s=self.now - job.since,
-            reason="" if waits else f"Q{job.level}, ratio {self._score(job):.1f}: {job.new:,} tokens uncached",
+            reason=""
+            if waits
+            else f"Q{job.level}, ratio {self._score(job):.1f}: {job.new:,} tokens uncached",
             priority=job.priority,
             created_s=self.now - job.born,
             prompt_tokens=job.prompt_tokens,
@@ -518,7 +525,9 @@ class MockWorld:
                 return "its KV stays in its slot" if job.pinned else "its KV may be moved"
             case "park" | "drop":
                 if job.state != "waiting" or job.kv != "slot":
-                    raise ActionError(f"{job.name} is {job.state} with its KV in {job.kv}: nothing to {action.verb}")
+                    raise ActionError(
+                        f"{job.name} is {job.state} with its KV in {job.kv}: nothing to {action.verb}"
+                    )
                 self._move(job, "ram" if action.verb == "park" else "none")
                 return f"{job.tokens:,} tokens {'to RAM' if action.verb == 'park' else 'dropped'}"
             case "cancel":

@@ -32,7 +32,7 @@ class Recorder:
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from None
         self._raw = raw
-        self._file: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
+        self._file = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
 
     def write(self, frame: bytes) -> None:
         """Adds a frame's JSON. Raises `RecordError`."""

@@ -1,4 +1,4 @@
-"""What one frame alone does not show: rates, the whole event log, and what each job did, seen frame by frame."""
+"""What one frame alone does not show: rates, the whole event log, and what each job did."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Trail:
         self._own = count(-1, -1)
 
     def add(self, frame: StateFrame) -> None:
-        """Takes a frame that came after all earlier ones; one of another engine life starts the rates anew."""
+        """Takes a frame that came after all earlier ones; counters that fell are a new engine."""
         last = self._last
         if last is not None and frame.at > last.at:
             self._sample(last, frame)

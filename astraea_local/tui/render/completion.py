@@ -53,7 +53,7 @@ def _speed(frame: StateFrame, palette: Palette) -> list[Text]:
     counts = Text(fitted("calls", _LABEL), no_wrap=True, end="")
     counts.append(f"{totals.segments_finished} done")
     if totals.prompt_tokens:
-        counts.append(f"  {percent(totals.cached_tokens / totals.prompt_tokens)} of prompts cached", palette.kv)
+        counts.append(f"  {percent(totals.cached_tokens / totals.prompt_tokens)} cached", palette.kv)
     counts.append(f"  {totals.preemptions} preemptions", palette.dim)
     if totals.segments_failed:
         counts.append(f"  {totals.segments_failed} failed", palette.bad)

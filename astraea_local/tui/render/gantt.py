@@ -23,11 +23,13 @@ def gantt(spans: Sequence[Span], now: float, span_s: float, palette: Palette, wi
     for kind in ROWS:
         mine = [span for span in spans if span.kind == kind]
         total = sum(max(0.0, (span.end or now) - max(start, span.start)) for span in mine)
-        text = Text(fitted(kind, _LABEL), style=palette.dim if not total else palette.text, no_wrap=True, end="")
+        text = Text(
+            fitted(kind, _LABEL), style=palette.dim if not total else palette.text, no_wrap=True, end=""
+        )
         cells = [" "] * room
         for span in mine:
             _draw(cells, span, start, now, room)
-        text.append("".join(cells).replace(" ", "·") if kind == "queued" else "".join(cells), _style(kind, palette))
+        text.append("".join(cells), _style(kind, palette))
         lines.append(text)
     lines.append(Text(fitted("", _LABEL) + axis(span_s, room), style=palette.dim, no_wrap=True, end=""))
     return lines
@@ -86,8 +88,16 @@ SEGMENTS: tuple[Column[SegmentDetail], ...] = (
     Column("QUEUED", 6, lambda s, p: (seconds(s.waited_s), p.queued), right=True),
     Column("SERVICE", 7, lambda s, _: (seconds(s.service_s), ""), right=True),
     Column("PREDICTED", 9, lambda s, p: (f"~{seconds(s.predicted_service_s)}", p.dim), right=True, rank=2),
-    Column("TOOL BEFORE", 12, lambda s, p: ("" if s.wait is None else s.wait.tool or "?", p.waiting), grow=1, rank=5),
-    Column("TOOK", 5, lambda s, _: ("" if s.wait is None else seconds(s.wait.seconds), ""), right=True, rank=4),
+    Column(
+        "TOOL BEFORE",
+        12,
+        lambda s, p: ("" if s.wait is None else s.wait.tool or "?", p.waiting),
+        grow=1,
+        rank=5,
+    ),
+    Column(
+        "TOOK", 5, lambda s, _: ("" if s.wait is None else seconds(s.wait.seconds), ""), right=True, rank=4
+    ),
     Column(
         "~P50 ≤P90",
         13,

@@ -44,7 +44,10 @@ def figures(frame: StateFrame, palette: Palette) -> list[Text]:
         f"disk: {kv.disk_writes} written, {kv.disk_reads} read",
         f"context rebuilt {kv.rebuilds}, compacted {kv.compactions} times",
     )
-    lines = [Text("  ".join(parts[:4]), no_wrap=True, end=""), Text("  ".join(parts[4:]), no_wrap=True, end="")]
+    lines = [
+        Text("  ".join(parts[:4]), no_wrap=True, end=""),
+        Text("  ".join(parts[4:]), no_wrap=True, end=""),
+    ]
     shared = f"prefixes shared: {size(kv.shared_bytes)} not stored twice"
     lines.append(Text(shared, style=palette.kv if kv.shared_bytes else palette.dim, no_wrap=True, end=""))
     bad = kv.restore_failures + kv.disk_failures

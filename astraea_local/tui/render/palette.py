@@ -27,7 +27,7 @@ class Palette:
 
     def of_state(self, state: str) -> str:
         """Style of a job's state or a span's phase; states without a colour of their own are dim."""
-        return _STATES.get(state) and getattr(self, _STATES[state]) or self.dim
+        return str(getattr(self, _STATES.get(state, "dim")))
 
     def of_level(self, level: str) -> str:
         """Style of an event's or an advice's level, and of a pressure."""

@@ -54,7 +54,9 @@ class Pick(_Dialog[Answer | None], Generic[Answer]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
 
-    def __init__(self, question: str, options: Sequence[tuple[Answer, str]], current: Answer | None = None) -> None:
+    def __init__(
+        self, question: str, options: Sequence[tuple[Answer, str]], current: Answer | None = None
+    ) -> None:
         """`options`: values and their words."""
         super().__init__()
         self._question = question

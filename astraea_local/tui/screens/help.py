@@ -11,9 +11,9 @@ from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
 
 _WORDS = (
-    "Agents are jobs: chains of calls to the model with tools in between. A queue is a level of the scheduler, a",
-    "slot is a place in the batch. KV is a job's computed context; it is in its slot, parked in RAM or on disk, or",
-    "nowhere. `~` is a predicted median, `≤` what nine of ten stay below.",
+    "Agents are jobs: chains of calls to the model with tools in between. A queue is a level of the",
+    "scheduler, a slot is a place in the batch. KV is a job's computed context: it is in its slot, parked",
+    "in RAM or on disk, or nowhere. `~` is a predicted median, `≤` what nine of ten stay below.",
 )
 _COLUMN = 54
 
@@ -51,7 +51,9 @@ def _lines(changed: dict[str, str], path: str, palette: Palette, width: int) -> 
         blocks.append([*block, Text("", end="")])
     lines = _in_columns(blocks, max(1, width // _COLUMN))
     lines += [Text(words, style=palette.dim, end="") for words in _WORDS]
-    lines.append(Text(f"keys are changed in {path}, as in: [keys] park = \"ctrl+k\"", style=palette.dim, end=""))
+    lines.append(
+        Text(f'keys are changed in {path}, as in: [keys] park = "ctrl+k"', style=palette.dim, end="")
+    )
     return lines
 
 

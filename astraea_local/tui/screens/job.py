@@ -47,7 +47,9 @@ class JobScreen(FrameScreen):
         """Facts, timeline, calls, family."""
         yield Lines(id="facts", title=clean(self._job))
         yield Lines(id="timeline", title="timeline")
-        yield Table[SegmentDetail](SEGMENTS, id="calls", title="calls", key=lambda row: row.segment, follow=True)
+        yield Table[SegmentDetail](
+            SEGMENTS, id="calls", title="calls", key=lambda row: row.segment, follow=True
+        )
         yield Lines(id="family", title="sub-agents")
 
     def on_mount(self) -> None:
@@ -116,7 +118,9 @@ def _facts(row: JobRow | None, last: JobRow | None, missing: str, palette: Palet
         state = shown.state if row is not None else f"ended; it was {shown.state}"
         first = Text(state, style=palette.of_state(shown.state), no_wrap=True, end="")
         first.append(f" for {seconds(shown.since_s)}", palette.text)
-        first.append(f"  Q{shown.queue}  priority {shown.priority:+d}  age {seconds(shown.created_s)}", palette.text)
+        first.append(
+            f"  Q{shown.queue}  priority {shown.priority:+d}  age {seconds(shown.created_s)}", palette.text
+        )
         first.append("  KV ", palette.dim).append(*kv_cell(shown, palette))
         lines.append(first)
         lines += _more(shown, palette)

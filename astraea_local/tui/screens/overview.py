@@ -61,7 +61,7 @@ class Overview(FrameScreen):
         with Horizontal(id="bottom"):
             yield Table[Event](EVENTS, id="events", title="6 events", key=_event_key, follow=True)
             yield Lines(id="advisor", title="7 advisor")
-        yield Input(placeholder="filter: part of a name, state or tool; Enter keeps it, Esc ends it", id="filter")
+        yield Input(placeholder="part of a name, state or tool; Enter keeps it, Esc ends it", id="filter")
 
     def on_mount(self) -> None:
         """The agents have the cursor."""
