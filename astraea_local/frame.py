@@ -233,6 +233,8 @@ class Totals(_Part):
 class Event(_Part):
     """One line of the event log."""
 
+    id: int = 0
+    """Counts up by one from line to line, also over restarts of the engine."""
     at: float
     """Unix time."""
     level: EventLevel

@@ -181,7 +181,7 @@ class History:
     def __init__(self, path: Path, *, busy_s: float = 5.0) -> None:
         """Opens or creates it; a broken file is moved aside first. `busy_s`: wait for other writers."""
         self.path = path
-        with _reported(path):
+        with reported(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _alone(path):
                 self._connection = _open(path, busy_s)
@@ -200,7 +200,7 @@ class History:
 
     def add(self, records: Sequence[SegmentRecord]) -> None:
         """Adds all of them or none. Raises `ValueError` for a record that cannot be stored."""
-        with _reported(self.path):
+        with reported(self.path):
             try:
                 with self._connection:
                     self._connection.executemany(_INSERT, map(_row, records))
@@ -209,19 +209,19 @@ class History:
 
     def segments(self, model: str | None = None, limit: int = 20_000) -> list[SegmentRecord]:
         """The `limit` segments added last, of `model` or of all, oldest first."""
-        with _reported(self.path):
+        with reported(self.path):
             rows = self._connection.execute(_NEWEST_SEGMENTS, {"model": model, "limit": limit}).fetchall()
         return [SegmentRecord(*row) for row in reversed(rows)]
 
     def jobs(self, limit: int = 1000) -> list[JobRecord]:
         """The `limit` jobs started last, newest first."""
-        with _reported(self.path):
+        with reported(self.path):
             rows = self._connection.execute(_NEWEST_JOBS, {"limit": limit}).fetchall()
         return [JobRecord(*row) for row in rows]
 
     def prune(self, keep: int) -> None:
         """Drops all but the `keep` segments added last; the oldest job left may lose its beginning."""
-        with _reported(self.path), self._connection:
+        with reported(self.path), self._connection:
             self._connection.execute(_PRUNE, {"keep": keep})
 
 
@@ -316,7 +316,8 @@ class _BrokenFile(HistoryError):
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
+    """Raises what goes wrong with the file inside as `HistoryError`."""
     try:
         yield
     except sqlite3.Error as error:

@@ -147,7 +147,9 @@ class MemorySettings(_Section):
     @model_validator(mode="after")
     def _in_order(self) -> "MemorySettings":
         if not self.low < self.high < self.critical:
-            raise ValueError("memory.low, memory.high and memory.critical must ascend, as in 0.80, 0.90, 0.95")
+            raise ValueError(
+                "memory.low, memory.high and memory.critical must ascend, as in 0.80, 0.90, 0.95"
+            )
         return self
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,10 +14,14 @@ import pytest
 from astraea_local import __version__
 from astraea_local.doctor import Report
 from astraea_local.frame import StateFrame
+from astraea_local.history import History
 from astraea_local.profile import Profile, shipped
 from tests.conftest import Server, free_port
+from tests.test_history import SEGMENT
 
 COMMANDS = ["", "serve", "ps", "policy", "calibrate", "predictor", "predictor report", "bench", "bench sim"]
+COMMANDS += ["job", "job pin", "job unpin", "job park", "job drop", "job cancel", "job priority"]
+COMMANDS += ["scheduler", "scheduler pause", "scheduler resume", "history"]
 COMMANDS += ["profiles", "profiles list", "profiles show", "profiles check", "doctor"]
 
 
@@ -233,6 +238,51 @@ def test_ps_shows_the_jobs(server: Server) -> None:
     assert header.split()[:4] == ["AGENT", "STATE", "QUEUE", "TOKENS"]
     (row,) = (row for row in rows if row.startswith(name))
     assert row.removeprefix(name).split()[:2] == ["waiting", "Q0"]
+
+
+@pytest.mark.e2e
+def test_jobs_are_acted_on(server: Server) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    httpx.post(
+        f"{server.base_url}/chat/completions", json=body, headers={"X-Astraea-Job": "cli/a job"}, timeout=120
+    ).raise_for_status()
+    at = ("--url", server.url)
+    parked = run("job", "park", "cli/a job", *at)
+    assert parked.returncode == 0
+    assert parked.stdout.startswith("parked ")
+    lowered = run("job", "priority", "cli/a job", "-2", *at, "--json")
+    assert json.loads(lowered.stdout)["done"] == "priority set to -2"
+    assert fails("job", "cancel", "cli/a job", *at) == (
+        "cli/a job: it has no request that is queued or running"
+    )
+    assert fails("job", "park", "nobody", *at) == "there is no job 'nobody'"
+    assert run("scheduler", "pause", *at).stdout == "scheduling paused: nothing new is admitted\n"
+    assert run("scheduler", "resume", *at).stdout == "scheduling resumed: 0 requests waited\n"
+
+
+def test_actions_without_a_server() -> None:
+    assert "no server answers" in fails("job", "pin", "a", "--url", f"http://127.0.0.1:{free_port()}", code=1)
+
+
+def test_past_jobs_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    with History(path) as opened:
+        opened.add([replace(SEGMENT, job=f"[b]job{n}", arrived=1000.0 + n) for n in range(3)])
+    table = run("history", "--history", path, "--limit", "2")
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["JOB", "[b]job2", "[b]job1", "2"]
+    data = json.loads(run("history", "--history", path, "--json", "--sort", "job", "--order", "asc").stdout)
+    assert [job["job"] for job in data["jobs"]] == ["[b]job0", "[b]job1", "[b]job2"]
+    rows = run("history", "--history", path, "--csv", "--job", "job1").stdout.splitlines()
+    assert (len(rows), rows[1].split(",")[0]) == (2, "[b]job1")
+
+
+def test_wrong_questions_about_past_jobs(tmp_path: Path) -> None:
+    assert fails("history", "--sort", "color").startswith("--sort: ")
+    assert fails("history", "--limit", "0").startswith("--limit: ")
+    assert fails("history", "--json", "--csv") == "--json and --csv exclude each other"
+    broken = tmp_path / "broken"
+    broken.write_text("nothing of the kind" * 100)
+    assert str(broken) in fails("history", "--history", broken)
 
 
 def test_the_doctor_reports() -> None:

@@ -7,8 +7,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from astraea_local.engine.messages import Finished
-from astraea_local.frame import StateFrame
+from astraea_local.frame import PressureLevel, StateFrame
 
+_LEVELS: list[PressureLevel] = ["low", "normal", "high", "critical"]
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _JOB_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -72,6 +73,14 @@ class _FrameCollector(Collector):
         yield _gauge("kv_cells_used", "KV cells in use", frame.kv.cells_used)
         yield _gauge("kv_cells", "KV cells in total", frame.kv.cells_total)
         yield _gauge("parked_bytes", "Bytes of parked KV in RAM", frame.kv.ram_bytes)
+        yield from _tiers(frame)
+        pressure = GaugeMetricFamily(
+            "astraea_memory_pressure", "0 = low, 1 = normal, 2 = high, 3 = critical", labels=["memory"]
+        )
+        for memory, felt in frame.memory.pressure.items():
+            pressure.add_metric([memory], _LEVELS.index(felt))
+        yield pressure
+        yield _gauge("scheduling_paused", "1 while nothing new is admitted", frame.scheduling_paused)
         yield _gauge("prefill_tokens_per_second", "Measured prefill speed", frame.speed.prefill_tokens_s)
         yield _gauge("decode_tokens_per_second", "Measured decode speed", frame.speed.decode_tokens_s)
         yield _gauge("engine_restarts", "Restarts after a crash", frame.restarts)
@@ -86,10 +95,31 @@ class _FrameCollector(Collector):
             yield CounterMetricFamily(f"astraea_{name}", text, value=value)
         parks = CounterMetricFamily("astraea_parks", "KV states parked", labels=["tier"])
         parks.add_metric(["ram"], frame.kv.parks)
-        yield parks
         restores = CounterMetricFamily("astraea_restores", "KV states restored", labels=["tier"])
         restores.add_metric(["ram"], frame.kv.restores)
+        if frame.kv.disk_budget_bytes:
+            parks.add_metric(["disk"], frame.kv.disk_writes)
+            restores.add_metric(["disk"], frame.kv.disk_reads)
+        yield parks
         yield restores
+
+
+def _tiers(frame: StateFrame) -> Iterator[Metric]:
+    """KV in each tier that exists, and what it may be at most."""
+    kv, whole = frame.kv, frame.memory.context_bytes
+    used = GaugeMetricFamily("astraea_kv_bytes", "Bytes of KV by where it is", labels=["tier"])
+    limit = GaugeMetricFamily("astraea_kv_limit_bytes", "Most bytes of KV there", labels=["tier"])
+    tiers = (
+        ("slot", whole * kv.cells_used // max(1, kv.cells_total), whole),
+        ("ram", kv.ram_bytes, kv.ram_budget_bytes),
+        ("disk", kv.disk_bytes, kv.disk_budget_bytes),
+    )
+    for tier, size, most in tiers:
+        if most:
+            used.add_metric([tier], size)
+            limit.add_metric([tier], most)
+    yield used
+    yield limit
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

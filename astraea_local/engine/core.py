@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, Tokens
+from astraea_local.engine.completion import Completions
 from astraea_local.engine.kvstore import RamStore, Snapshot
 from astraea_local.engine.messages import Cancel, EndJob, Failed, Finished, Paused, Started, Submit, ToFront
 from astraea_local.engine.placement import Placer
 from astraea_local.engine.run import Back, Run
-from astraea_local.engine.slots import SequenceTable, common_prefix
+from astraea_local.engine.slots import Sequence, SequenceTable, common_prefix
 from astraea_local.engine.speed import SpeedMeter, measure
 from astraea_local.engine.text import PieceTable
+from astraea_local.engine.timeline import Timelines
 from astraea_local.frame import Event, EventLevel, Totals
 from astraea_local.history import SegmentRecord
 from astraea_local.profile import PolicyName, Profile
@@ -35,6 +37,10 @@ _logger = logging.getLogger(__name__)
 _REPLAN_STEPS = 8
 # A segment waits for another's prefill when that will give it so many more tokens than it has.
 _WORTH_WAITING = 64
+
+
+class Refused(Exception):
+    """What a user asked for is not possible as things are; the message says why."""
 
 
 class EngineFault(Exception):
@@ -80,13 +86,20 @@ class EngineCore:
             self.store,
             min_tokens=profile.retention.min_tokens,
             is_useful=self._is_useful,
+            is_pinned=lambda job: job in self.pinned,
             note=lambda text: self.note("warning", text),
         )
         self.job_limit = min(context.n_ctx_seq, model.n_ctx_train)
         self.totals = Totals()
         self.step_time = StepTime()
         self.events: deque[Event] = deque(maxlen=200)
+        self._last_event = 0
         self.runs: dict[int, Run] = {}
+        self.timelines = Timelines(self.scheduler, lambda: self.meter.speeds)
+        self.completions = Completions(profile.context.slots)
+        self.scheduling_paused = False
+        self.pinned: set[str] = set()
+        """Jobs whose KV a user wants to stay in its slot."""
         self._batch = Batch(profile.context.batch)
         self._candidates = Candidates(model.vocab.n_tokens)
         self._pieces = PieceTable(model.vocab)
@@ -142,6 +155,8 @@ class EngineCore:
                 tool=request.tool,
             ),
         )
+        self.timelines.submitted(now, request)
+        self.completions.arrived(now, request.job, request.segment)
         self.totals.prompt_tokens += len(request.prompt)
         self._replan = True
 
@@ -163,12 +178,73 @@ class EngineCore:
             self.note("info", f"scheduling by {name}: {self.scheduler.policy.summary}")
             self._replan = True
 
+    # -- what a user asks for ----------------------------------------------------------------------
+
+    def pause_scheduling(self, on: bool) -> None:
+        """Admits nothing new while `on`; what runs goes on, what is submitted waits."""
+        self.scheduling_paused = on
+        self._replan = True
+
+    def set_priority(self, job: str, priority: int) -> None:
+        """Moves a known job up or down by that many queues."""
+        self.scheduler.set_priority(self.clock(), job, priority)
+        self._replan = True
+
+    def cancel_job(self, job: str) -> int:
+        """Ends the requests of a known job, queued ones included; returns how many."""
+        segments = list(self.scheduler.jobs[job].active)
+        for segment in segments:
+            self.cancel(Cancel(segment))
+        return len(segments)
+
+    def pin(self, job: str, on: bool) -> str:
+        """Keeps the KV of a job in its slot, or no longer; returns what was done. Raises `Refused`."""
+        if not on:
+            self.pinned.discard(job)
+            return "its KV may be moved again"
+        if job not in self.pinned and len(self.pinned) + 1 >= len(self.table.sequences):
+            raise Refused(f"{len(self.pinned)} jobs are pinned already: the last slot must stay free")
+        self.pinned.add(job)
+        return "its KV stays in its slot"
+
+    def park_now(self, job: str) -> str:
+        """Moves the idle KV of a job to RAM; returns what was done. Raises `Refused`."""
+        tokens = 0
+        for sequence in self._idle_of(job):
+            if not self.placer.park(sequence, self.clock()):
+                raise Refused(f"no room in RAM for its {len(sequence.tokens):,} tokens")
+            tokens += len(sequence.tokens)
+            self.table.clear(sequence)
+        if not tokens:
+            raise Refused("it has no KV in a slot")
+        self._recheck_cached = True
+        return f"parked {tokens:,} tokens to RAM"
+
+    def drop_kv(self, job: str) -> str:
+        """Forgets the idle and parked KV of a job; returns what was done. Raises `Refused`."""
+        sequences = self._idle_of(job)
+        snapshots = [s for s in self.store.snapshots if s.job == job]
+        tokens = sum(len(s.tokens) for s in sequences) + sum(len(s.tokens) for s in snapshots)
+        if not tokens:
+            raise Refused("it has no KV")
+        for sequence in sequences:
+            self.table.clear(sequence)
+        for snapshot in snapshots:
+            self.store.drop(snapshot)
+        self._recheck_cached = True
+        return f"dropped {tokens:,} tokens"
+
+    def _idle_of(self, job: str) -> list[Sequence]:
+        if any(s.job == job and s.segment is not None for s in self.table):
+            raise Refused("it is running: wait for the end of its request, or cancel it")
+        return [s for s in self.table.idle() if s.job == job]
+
     # -- the loop ----------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.runs)
+        return bool(self._order if self.scheduling_paused and not self._replan else self.runs)
 
     def take_messages(self) -> list[ToFront]:
         """What happened since the last call."""
@@ -212,11 +288,13 @@ class EngineCore:
 
     def forget_old_jobs(self) -> None:
         """Drops jobs from which nothing came for the profile's `server.job_idle_s`."""
-        self.scheduler.forget(self.clock() - self.profile.server.job_idle_s)
+        self.completions.over(self.scheduler.forget(self.clock() - self.profile.server.job_idle_s))
+        self.pinned &= self.scheduler.jobs.keys()
 
     def note(self, level: EventLevel, text: str) -> None:
         """Adds a line to the event log."""
-        self.events.append(Event(at=time.time(), level=level, text=text))
+        self._last_event += 1
+        self.events.append(Event(id=self._last_event, at=time.time(), level=level, text=text))
 
     # -- planning ----------------------------------------------------------------------------------
 
@@ -233,7 +311,7 @@ class EngineCore:
         # What the running ones have still to prefill is spoken for as well.
         taken = sum(len(r.context) for r in self.runs.values() if r.sequence is not None)
         room = max(0, self.table.cells_total - taken) if self.table.unified else None
-        return self.scheduler.plan(now, View(self.meter.speeds, room, deferred))
+        return self.scheduler.plan(now, View(self.meter.speeds, room, deferred, self.scheduling_paused))
 
     def _execute(self, plan: Plan) -> None:
         self._replan = False
@@ -262,6 +340,7 @@ class EngineCore:
         sequence.segment = segment
         run.sequence = sequence
         self.scheduler.started(now, segment, length)
+        self.timelines.admitted(now, segment)
         if run.started_at is None:
             run.started_at = now
             run.cached = min(length, len(run.request.prompt))
@@ -276,6 +355,7 @@ class EngineCore:
         kept = len(run.sequence.tokens)
         self._release(run, now)
         self.scheduler.stopped(now, run.request.segment, kept)
+        self.timelines.paused(now, run.request.segment, reason)
         self.totals.preemptions += 1
         self.note("info", f"{run.request.job} paused: {reason}")
         self._out.append(Paused(run.request.segment, reason))
@@ -370,6 +450,7 @@ class EngineCore:
                 began = time.perf_counter()
                 reason = run.take(self.context.logits(index), self._candidates, self.job_limit, now)
                 sampling += time.perf_counter() - began
+                self.timelines.sampled(now, run.request.segment)
                 if reason is not None:
                     ended.append((run, reason))
                 elif (delta := run.delta()) is not None:
@@ -389,7 +470,7 @@ class EngineCore:
         self._out.append(finished)
         if self._record is not None:
             self._record(self._as_record(run, finished, now))
-        self._discard(run, now)
+        self._discard(run, now, reason)
 
     def _as_record(self, run: Run, finished: Finished, now: float) -> SegmentRecord:
         request, back = run.request, run.back
@@ -420,7 +501,7 @@ class EngineCore:
         self.note("error", message)
         self._out.append(Failed(segment, message, code, retryable))
 
-    def _discard(self, run: Run, now: float) -> None:
+    def _discard(self, run: Run, now: float, outcome: str) -> None:
         segment = run.request.segment
         if run.sequence is not None:
             mine = run.sequence
@@ -429,7 +510,9 @@ class EngineCore:
             for other in self.table.idle():
                 if other is not mine and other.job == run.request.job:
                     other.job = None
-        self.scheduler.finish(now, segment)
+        ended = self.scheduler.finish(now, segment)
+        self.timelines.ended(now, ended, outcome)
+        self.completions.ended(now, ended)
         del self.runs[segment]
         run.close()
         self._replan = True
@@ -470,7 +553,7 @@ class EngineCore:
         text = f"the context of {len(run.context)} tokens does not fit the pool of {pool} cells"
         self._fail(run.request.segment, text, "context_length_exceeded")
         sequence = run.sequence
-        self._discard(run, now)
+        self._discard(run, now, "failed")
         if sequence is not None:
             self.table.clear(sequence)
 

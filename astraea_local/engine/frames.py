@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.rates import Rates
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence
 from astraea_local.frame import (
@@ -13,6 +14,7 @@ from astraea_local.frame import (
     JobState,
     KvRow,
     KvTier,
+    MemoryRow,
     SegmentRow,
     ServerInfo,
     SlotRow,
@@ -28,6 +30,7 @@ class FrameBuilder:
 
     core: EngineCore
     started: float = field(default_factory=time.monotonic)
+    _rates: Rates = field(default_factory=Rates)
 
     def build(self) -> StateFrame:
         """The present picture."""
@@ -35,12 +38,14 @@ class FrameBuilder:
         now = core.clock()
         speeds = core.meter.speeds
         stats = core.store.stats
+        self._rates.look(now, {i: s.received for i, s in core.scheduler.running.items()})
         slots = [self._slot(s) for s in core.table]
         running = max(1, sum(s.segment is not None for s in core.table))
         step_s = speeds.decode_step(running, sum(len(s.tokens) for s in core.table if s.segment is not None))
         return StateFrame(
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
+            scheduling_paused=core.scheduling_paused,
             server=self.server_info(),
             jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
             queue=self._queue(now),
@@ -58,6 +63,8 @@ class FrameBuilder:
                 park_s=stats.park_s,
                 restore_s=stats.restore_s,
             ),
+            memory=MemoryRow(weights_bytes=core.model.size_bytes, context_bytes=core.context.buffer_bytes),
+            completion=core.completions.look(now, core.scheduler.jobs.values()),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_rate(0),
                 decode_step_s=step_s,
@@ -84,6 +91,9 @@ class FrameBuilder:
             job_context=core.job_limit,
             offloaded=core.model.offloaded,
             pid=os.getpid(),
+            quant=core.model.quantization,
+            parameters=core.model.n_params,
+            retention=core.profile.retention.policy,
         )
 
     def _steps(self) -> dict[str, float]:
@@ -100,13 +110,16 @@ class FrameBuilder:
     def _job(self, job: Job, now: float) -> JobRow:
         core = self.core
         runs = [core.runs[i] for i in job.active if i in core.runs]
-        tier, kv_tokens = self._kv(job.id)
+        tier, kv_tokens, kv_bytes = self._kv(job.id)
         segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
         since = max((s.since for s in segments), default=job.since)
+        state = job_state(job, runs)
+        core.timelines.kv_at(now, job.id, tier)
+        wait = core.scheduler.predictor.wait(job) if state == "waiting" else None
         return JobRow(
             job=job.id,
             parent=job.parent,
-            state=_state(job, runs),
+            state=state,
             queue=core.scheduler.policy.level(job),
             kind=job.kind,
             bound=job.bound.value,
@@ -120,14 +133,28 @@ class FrameBuilder:
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
             reason=job.reason,
+            priority=job.priority,
+            created_s=now - job.created,
+            prompt_tokens=job.prompt_tokens,
+            cached_tokens=job.cached_tokens,
+            output_tokens=job.output_tokens + sum(s.output for s in segments),
+            kv_bytes=kv_bytes,
+            pinned=job.id in core.pinned,
+            wait_p50_s=None if wait is None else wait.quantile_beyond(0.5, now - since),
+            wait_p90_s=None if wait is None else wait.quantile_beyond(0.9, now - since),
         )
 
-    def _kv(self, job_id: str) -> tuple[KvTier, int]:
-        resident = [len(s.tokens) for s in self.core.table if s.job == job_id]
-        parked = [len(s.tokens) for s in self.core.store.snapshots if s.job == job_id]
-        if resident and max(resident) >= max(parked, default=0) and max(resident):
-            return "slot", max(resident)
-        return ("ram", max(parked)) if parked else ("none", 0)
+    def _kv(self, job_id: str) -> tuple[KvTier, int, int]:
+        """Where most of a job's KV is, its tokens and bytes."""
+        resident = max((len(s.tokens) for s in self.core.table if s.job == job_id), default=0)
+        parked = max(
+            (s for s in self.core.store.snapshots if s.job == job_id),
+            key=lambda s: len(s.tokens),
+            default=None,
+        )
+        if resident and (parked is None or resident >= len(parked.tokens)):
+            return "slot", resident, round(resident * self.core.meter.speeds.kv_token_bytes)
+        return ("none", 0, 0) if parked is None else ("ram", len(parked.tokens), parked.size)
 
     def _queue(self, now: float) -> list[SegmentRow]:
         core = self.core
@@ -174,10 +201,13 @@ class FrameBuilder:
             tokens=len(sequence.tokens),
             done=run.output if decoding else len(sequence.tokens),
             total=run.request.max_output if decoding else len(run.context),
+            tokens_s=self._rates.of(run.request.segment),
+            quantum=self.core.scheduler.running[run.request.segment].quantum,
         )
 
 
-def _state(job: Job, runs: list[Run]) -> JobState:
+def job_state(job: Job, runs: list[Run]) -> JobState:
+    """What a job does now; `runs` are those of its segments that are queued or running."""
     if not runs:
         return "done" if job.final else "waiting"
     running = [r for r in runs if r.sequence is not None]

@@ -1,6 +1,7 @@
 """What front and engine say to each other: small dataclasses, sent in lists over a pipe."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from astraea_local.engine.binding import Tokens
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
@@ -54,7 +55,38 @@ class Stop:
     """Leave the loop and exit."""
 
 
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop
+JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """Something that a user asks to be done with a job; answered by `Reply`."""
+
+    request: int
+    job: str
+    action: JobVerb
+    value: int = 0
+    """The priority, for `priority`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseScheduling:
+    """Admit nothing new, or go on; answered by `Reply`."""
+
+    request: int
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskJob:
+    """The detail of a job, as JSON in `Reply.text`."""
+
+    request: int
+    job: str
+
+
+Question = JobAction | PauseScheduling | AskJob
+ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +191,15 @@ class Frame:
     json: bytes
 
 
-ToFront = Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a `Question`."""
+
+    request: int
+    outcome: Literal["done", "unknown", "refused"]
+    """`unknown`: there is no such job. `refused`: not possible as things are."""
+    text: str
+    """What was done, or why not."""
+
+
+ToFront = Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame | Reply

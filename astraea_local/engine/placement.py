@@ -35,14 +35,17 @@ class Placer:
         *,
         min_tokens: int,
         is_useful: Callable[[str | None], bool],
+        is_pinned: Callable[[str | None], bool] = lambda _job: False,
         note: Callable[[str], None],
     ) -> None:
-        """`is_useful` says whether a job is expected back; `note` gets a line for the event log."""
+        """`is_useful` says whether a job is expected back, `is_pinned` whether its KV must stay in its slot;
+        `note` gets a line for the event log."""
         self._context = context
         self._table = table
         self._store = store
         self._min_tokens = min_tokens
         self._is_useful = is_useful
+        self._is_pinned = is_pinned
         self._note = note
 
     def find(self, prompt: Tokens, job: str) -> Source:
@@ -159,7 +162,7 @@ class Placer:
                 covered=self._covered(s),
             )
             for s in self._table.idle()
-            if s is not keep
+            if s is not keep and not self._is_pinned(s.job)
         ]
         choice = evict(states, min_tokens=self._min_tokens, can_park=self._store.budget > 0)
         if choice is None:

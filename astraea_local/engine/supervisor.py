@@ -20,17 +20,24 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.messages import (
+    AskJob,
     Cancel,
     Delta,
     EndJob,
     Failed,
     Finished,
     Frame,
+    JobAction,
+    JobVerb,
     LoadFailed,
     Loading,
     Paused,
+    PauseScheduling,
+    Question,
     Ready,
+    Reply,
     SetPolicy,
     Started,
     Stop,
@@ -39,7 +46,7 @@ from astraea_local.engine.messages import (
     ToFront,
 )
 from astraea_local.engine.worker import EngineSpec
-from astraea_local.frame import StateFrame
+from astraea_local.frame import Event, EventLevel, StateFrame
 from astraea_local.profile import PolicyName
 
 _logger = logging.getLogger(__name__)
@@ -54,10 +61,24 @@ _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.25
 _MAX_BACKOFF_S = 30.0
 _STOP_S = 5.0
+# A question is answered between two steps, which may take long on a slow machine.
+_ANSWER_S = 30.0
 
 
 class EngineStartError(Exception):
     """The engine cannot start; the message is fit for a user."""
+
+
+class Unavailable(Exception):
+    """The engine cannot answer now; the message says why, and trying again may help."""
+
+
+class UnknownJob(Exception):
+    """There is no job of that name."""
+
+
+class NotPossible(Exception):
+    """What was asked for is not possible as things are; the message says why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,12 +127,15 @@ class Engine:
         self._frame_changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._asked: dict[int, asyncio.Future[Reply]] = {}
+        self._scheduling_paused = False
         self.ready: Ready | None = None
         self.status: Status = "loading"
         self.progress = 0.0
         self.restarts = 0
         self.failure = ""
         self.frame: StateFrame | None = None
+        self.log = EventLog()
 
     @property
     def in_flight(self) -> int:
@@ -158,6 +182,23 @@ class Engine:
         if self.status == "ready":
             self._send([SetPolicy(name)])
 
+    async def act(self, job: str, action: JobVerb, value: int = 0) -> str:
+        """Does something with a job and returns what was done; `value` is the priority, for `priority`.
+
+        Raises `UnknownJob`, `NotPossible` and `Unavailable`.
+        """
+        return await self._ask(lambda request: JobAction(request, job, action, value))
+
+    async def pause_scheduling(self, on: bool) -> str:
+        """Admits nothing new while `on`, after a restart of the engine as well. Raises `Unavailable`."""
+        done = await self._ask(lambda request: PauseScheduling(request, on))
+        self._scheduling_paused = on
+        return done
+
+    async def job_detail(self, job: str) -> str:
+        """A job's `JobDetail` as JSON. Raises `UnknownJob` and `Unavailable`."""
+        return await self._ask(lambda request: AskJob(request, job))
+
     @property
     def policy(self) -> PolicyName:
         """The policy in force."""
@@ -183,6 +224,25 @@ class Engine:
             self._give(handle, Failed(handle.request.segment, "the server is stopping", "stopping", True))
         self._send([Stop()])
         await asyncio.to_thread(self._end_process)
+
+    async def _ask(self, question: Callable[[int], Question]) -> str:
+        if self.status != "ready":
+            raise Unavailable(f"the engine is {self.status}: try again later")
+        request = next(self._ids)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked[request] = future
+        self._send([question(request)])
+        try:
+            reply = await asyncio.wait_for(future, _ANSWER_S)
+        except TimeoutError:
+            raise Unavailable(f"the engine did not answer within {_ANSWER_S:.0f} s") from None
+        finally:
+            self._asked.pop(request, None)
+        if reply.outcome == "unknown":
+            raise UnknownJob(reply.text)
+        if reply.outcome == "refused":
+            raise NotPossible(reply.text)
+        return reply.text
 
     # -- the child ---------------------------------------------------------------------------------
 
@@ -255,13 +315,18 @@ class Engine:
                     self._on_load_failed(text)
                 case Frame(json):
                     self._on_frame(json)
-                case _:
+                case Reply(request):
+                    if (future := self._asked.get(request)) is not None and not future.done():
+                        future.set_result(message)
+                case Started() | Delta() | Paused() | Finished() | Failed():
                     self._on_segment(message)
 
     def _on_ready(self, message: Ready) -> None:
         self.ready = message
         self.status = "ready"
         self._ready_at = time.monotonic()
+        if self._scheduling_paused:
+            self._send([PauseScheduling(next(self._ids), True)])
         self._send([h.request for h in self._handles.values()])
         if self._started is not None and not self._started.done():
             self._started.set_result(message)
@@ -273,6 +338,7 @@ class Engine:
     def _on_frame(self, json: bytes) -> None:
         frame = StateFrame.model_validate_json(json)
         frame.status, frame.restarts = self.status, self.restarts
+        frame.events = self.log.take(frame.events)
         self.frame = frame
         self._frame_changed.set()
         self._frame_changed = asyncio.Event()
@@ -281,6 +347,9 @@ class Engine:
         handle = self._handles.get(event.segment)
         if handle is None:
             return
+        if isinstance(event, Finished) and event.reason == "cancelled":
+            # Not by its client, which would have no handle any more.
+            event = Failed(event.segment, "this request was cancelled on the server", "cancelled")
         match event:
             case Started():
                 handle.phase = "running"
@@ -313,6 +382,11 @@ class Engine:
             self._connection.close()
         self._crashes = 1 if time.monotonic() - self._ready_at > _HEALTHY_S else self._crashes + 1
         _logger.error("the engine died (%s)", _exit_words(code))
+        self._tell("error", f"the engine died ({_exit_words(code)})")
+        self.log.begin_life()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(Unavailable("the engine died before it answered: try again"))
         if self._started is not None and not self._started.done():
             self._fail_for_good(f"the engine died while loading the model ({_exit_words(code)})")
             return
@@ -337,7 +411,16 @@ class Engine:
         await asyncio.sleep(delay)
         self.restarts += 1
         _logger.warning("starting the engine again (restart %d)", self.restarts)
+        self._tell("warning", f"starting the engine again (restart {self.restarts})")
         self._spawn()
+
+    def _tell(self, level: EventLevel, text: str) -> None:
+        """Puts a line of the front's own into the event log."""
+        self.log.add(Event(at=time.time(), level=level, text=text))
+        if self.frame is not None:
+            self.frame = self.frame.model_copy(update={"events": self.log.lines})
+            self._frame_changed.set()
+            self._frame_changed = asyncio.Event()
 
     def _fail_for_good(self, text: str) -> None:
         self.status, self.failure = "failed", text

@@ -19,17 +19,21 @@ import psutil
 
 from astraea_local import calibration
 from astraea_local.calibration import Layout
+from astraea_local.engine.actions import answer
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
 from astraea_local.engine.binding import BindingError, Context, ContextParams, Model, ModelClass
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.experience import Experience
 from astraea_local.engine.frames import FrameBuilder
 from astraea_local.engine.messages import (
+    AskJob,
     Cancel,
     EndJob,
     Frame,
+    JobAction,
     LoadFailed,
     Loading,
+    PauseScheduling,
     Ready,
     SetPolicy,
     Stop,
@@ -216,6 +220,7 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
     next_frame = 0.0
     was_busy = False
     while True:
+        out: list[ToFront] = []
         for message in pipe.receive(0 if core.busy else _IDLE_S):
             match message:
                 case Submit():
@@ -226,11 +231,15 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
                     core.end_job(message)
                 case SetPolicy(name):
                     core.set_policy(name)
+                case JobAction() | PauseScheduling() | AskJob():
+                    out.append(answer(core, message))
+                    # What was done is seen in the very next frame.
+                    next_frame = 0.0 if not isinstance(message, AskJob) else next_frame
                 case Stop():
                     return
         if core.busy:
             core.step()
-        out = core.take_messages()
+        out += core.take_messages()
         now = time.monotonic()
         # Becoming idle is shown at once: the next look may be a second away.
         if now >= next_frame or (was_busy and not core.busy):

@@ -7,7 +7,8 @@ parent: a verb that was seen twice says little, one that was seen fifty times sa
 """
 
 import math
-from bisect import bisect_right
+import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -63,6 +64,15 @@ class Distribution:
             if reached >= share - 1e-12:
                 return point
         return self.points[-1]
+
+    def quantile_beyond(self, share: float, reached: float) -> float:
+        """The same, given that `reached` was passed; past the last point as `remaining` says."""
+        above = self.beyond(reached)
+        if above <= 0.0:
+            return reached + self.remaining(reached)
+        # The weights above each point descend, so that the first that is small enough can be searched for.
+        left = (1.0 - share) * above + 1e-12
+        return self.points[max(1, bisect_left(self._above, -left, key=operator.neg)) - 1]
 
     def beyond(self, reached: float) -> float:
         """Probability of more than `reached`."""

@@ -117,6 +117,10 @@ class Job:
     """The tool it is waiting for, when its name is known, else the last known one."""
     segments: int = 0
     """Finished segments."""
+    prompt_tokens: int = 0
+    """Prompts of all its segments."""
+    cached_tokens: int = 0
+    """Of those, what needed no prefill when a segment first got a slot."""
     output_tokens: int = 0
     """Output of its finished segments."""
     context: int = 0

@@ -47,6 +47,8 @@ class View:
     """KV cells that admitted segments may take, reclaimable ones included; None = no common pool."""
     deferred: frozenset[int] = frozenset()
     """Segments whose prefix another running segment is computing at this moment."""
+    closed: bool = False
+    """Nothing is to be admitted; what runs goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Scheduler:
         self.segments[new.id] = segment
         self._arrived = now
         self._context += segment.context
+        job.prompt_tokens += new.prompt_tokens
         job.active.add(new.id)
         job.final = job.presumed_over = False
         self._gone.pop(job.id, None)
@@ -215,6 +218,8 @@ class Scheduler:
     def started(self, now: float, segment_id: int, computed: int) -> None:
         """A segment got its slot with `computed` tokens of KV already in it."""
         segment = self.segments[segment_id]
+        if not segment.received:
+            self.jobs[segment.job].cached_tokens += min(computed, segment.prompt_tokens)
         segment.urgent = self.queue.is_overdue(segment_id, now)
         self._dequeue(segment_id)
         segment.waited += now - segment.since
@@ -234,6 +239,12 @@ class Scheduler:
         segment.urgent = False
         self._requeue(now, job)
 
+    def set_priority(self, now: float, job_id: str, priority: int) -> None:
+        """Moves a job up or down by that many queues. Raises `KeyError` for one that is not known."""
+        job = self.jobs[job_id]
+        job.priority = priority
+        self._requeue(now, job)
+
     def set_policy(self, now: float, name: str) -> None:
         """Goes on with another policy. Raises `ValueError` naming the known ones."""
         self.policy = make(name, self.settings, self.predictor)
@@ -246,8 +257,9 @@ class Scheduler:
         width = self.width(now, view.speeds)
         self._observe(now, Conditions(view.speeds, width, self._backlog))
         policy, running = self.policy, self.running
-        free = 0 if policy.batches and running else max(0, width - len(running))
-        wanted = free or int(policy.preempts)
+        stays = view.closed or (policy.batches and running)
+        free = 0 if stays else max(0, width - len(running))
+        wanted = 0 if view.closed else free or int(policy.preempts)
         ready = [
             self.segments[i]
             for i in self.queue.best(
@@ -297,8 +309,7 @@ class Scheduler:
         if job is None:
             job = self.jobs[new.job] = Job(id=new.job, created=now, parent=new.parent, kind=new.kind)
         if new.priority is not None and new.priority != job.priority:
-            job.priority = new.priority
-            self._requeue(now, job)
+            self.set_priority(now, job.id, new.priority)
         return job
 
     def _presume_over(self, job: Job) -> None:

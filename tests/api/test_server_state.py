@@ -17,6 +17,7 @@ pytestmark = pytest.mark.e2e
 COUNTERS = {"prompt_tokens", "cached_tokens", "prefilled_tokens", "decoded_tokens", "steps", "preemptions"}
 COUNTERS |= {"parks", "restores", "requests"}
 GAUGES = {"queue_length", "slots", "kv_cells_used", "kv_cells", "parked_bytes", "engine_restarts"}
+GAUGES |= {"kv_bytes", "kv_limit_bytes", "memory_pressure", "scheduling_paused"}
 GAUGES |= {"prefill_tokens_per_second", "decode_tokens_per_second"}
 HISTOGRAMS = {"time_to_first_token", "inter_token_latency", "queue_wait", "job_completion"}
 
@@ -180,7 +181,8 @@ def test_the_api_describes_itself(http: httpx.Client) -> None:
     """The OpenAPI document knows every endpoint and the fields of a request."""
     document = http.get("/openapi.json").json()
     paths = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/tokenize"}
-    paths |= {"/detokenize", "/astraea/v1/state", "/astraea/v1/events"}
+    paths |= {"/detokenize", "/astraea/v1/state", "/astraea/v1/events", "/astraea/v1/history"}
+    paths |= {"/astraea/v1/jobs/{job}", "/astraea/v1/jobs/{job}/{action}", "/astraea/v1/scheduler/{action}"}
     assert paths <= set(document["paths"])
     assert document["info"]["version"] == __version__
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]

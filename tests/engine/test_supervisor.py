@@ -14,8 +14,17 @@ import pytest
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.messages import Delta, Failed, Finished, Submit
 from astraea_local.engine.sampling import SamplingParams
-from astraea_local.engine.supervisor import Engine, EngineStartError, Handle, SegmentEvent
+from astraea_local.engine.supervisor import (
+    Engine,
+    EngineStartError,
+    Handle,
+    NotPossible,
+    SegmentEvent,
+    Unavailable,
+    UnknownJob,
+)
 from astraea_local.engine.worker import EngineSpec
+from astraea_local.job_detail import JobDetail
 from astraea_local.profile import Profile, override
 from tests.engine import children
 
@@ -174,3 +183,61 @@ async def test_stopping_lets_running_segments_end(spec: EngineSpec) -> None:
     late = (await events(submit(engine)))[-1]
     assert isinstance(late, Failed)
     assert late.retryable
+
+
+async def test_questions_are_answered(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        await events(submit(engine))
+        assert (await engine.act("job", "park")).startswith("parked ")
+        with pytest.raises(NotPossible, match="no KV in a slot"):
+            await engine.act("job", "park")
+        with pytest.raises(UnknownJob, match="nobody"):
+            await engine.job_detail("nobody")
+        detail = JobDetail.model_validate_json(await engine.job_detail("job"))
+        assert [s.output_tokens for s in detail.segments] == [8]
+
+
+async def test_a_cancelled_job_fails_for_its_clients(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        handles = [submit(engine, count=450) for _ in range(3)]
+        async with asyncio.timeout(30):
+            await anext(aiter(handles[0]))
+        assert await engine.act("job", "cancel") == "cancelled 3 requests"
+        for handle in handles:
+            last = (await events(handle))[-1]
+            assert isinstance(last, Failed)
+            assert (last.code, last.retryable) == ("cancelled", False)
+        assert engine.in_flight == 0
+
+
+async def test_a_question_to_an_engine_that_dies_is_not_left_without_an_answer(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        await events(submit(engine))
+        os.kill(engine_pid(engine), signal.SIGSTOP)
+        asked = asyncio.create_task(engine.job_detail("job"))
+        await asyncio.sleep(0)
+        os.kill(engine_pid(engine), signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(asked, 20)
+        with pytest.raises(Unavailable, match="restarting"):
+            await engine.act("job", "pin")
+
+
+async def test_a_pause_of_the_scheduler_and_the_event_log_outlive_the_engine(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        await engine.pause_scheduling(True)
+        os.kill(engine_pid(engine), signal.SIGKILL)
+        handle = submit(engine)
+        async with asyncio.timeout(60):
+            while engine.restarts == 0 or engine.status != "ready":
+                await engine.next_frame(1)
+            while engine.frame is None or not engine.frame.scheduling_paused or not engine.frame.queue:
+                await engine.next_frame(1)
+        await engine.pause_scheduling(False)
+        assert isinstance((await events(handle, 60))[-1], Finished)
+        lines = engine.frame.events
+        texts = [line.text for line in lines]
+        assert any("the engine died (signal 9)" in text for text in texts)
+        assert any("starting the engine again" in text for text in texts)
+        ids = [line.id for line in lines]
+        assert ids == list(range(1, len(ids) + 1))

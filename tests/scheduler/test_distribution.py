@@ -54,6 +54,24 @@ def test_at_or_below_a_quantile_lies_its_share(found: Distribution, share: float
     assert 1 - found.beyond(found.quantile(share)) >= share - 1e-9
 
 
+@given(distributions(), st.floats(0.01, 0.99), st.floats(0, 2e6))
+def test_a_quantile_beyond_is_beyond_and_has_its_share(
+    found: Distribution, share: float, reached: float
+) -> None:
+    point = found.quantile_beyond(share, reached)
+    assert point > reached
+    if found.beyond(reached) > 0:
+        assert point in found.points
+        assert found.within(reached, point - reached) >= share - 1e-6
+
+
+@given(distributions(), st.floats(0.01, 0.99))
+def test_a_quantile_beyond_nothing_is_the_quantile(found: Distribution, share: float) -> None:
+    point = found.quantile_beyond(share, 0.0)
+    assert 1 - found.beyond(point) >= share - 1e-9
+    assert point <= found.quantile(min(1.0, share + 1e-9))
+
+
 @given(distributions(), positive, positive)
 def test_probabilities_are_probabilities(found: Distribution, a: float, b: float) -> None:
     low, more = min(a, b), abs(a - b)

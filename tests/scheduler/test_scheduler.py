@@ -733,3 +733,45 @@ def test_preemptive_policies_preempt_and_others_do_not(policy: str) -> None:
 
     assert preemptions(policy) > 0
     assert not any(preemptions(name) for name in _POLICIES if name not in _PREEMPTIVE)
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_a_closed_plan_admits_and_preempts_nothing(policy: str) -> None:
+    executor = Executor(_scheduler(policy, 2))
+    for number in range(4):
+        executor.submit(f"job-{number}", 50, 30)
+    executor.step()
+    scheduler = executor.scheduler
+    running = set(scheduler.running)
+    executor.submit("short", 1, 1)
+    plan = scheduler.plan(executor.now, View(executor.speeds, closed=True))
+    assert (plan.admit, plan.preempt) == ((), ())
+    assert set(plan.order) == running
+    executor.run()
+    assert len(executor.finished) == 5
+
+
+def test_a_priority_that_is_set_holds_until_a_request_brings_another() -> None:
+    scheduler = _scheduler("astraea", 1)
+    scheduler.submit(0.0, NewSegment(1, "job", 10, 10))
+    scheduler.set_priority(0.0, "job", -2)
+    scheduler.submit(1.0, NewSegment(2, "job", 10, 10))
+    levels = [scheduler.explain(scheduler.segments[i], 1.0).level for i in (1, 2)]
+    assert levels == [2, 2]
+    scheduler.submit(2.0, NewSegment(3, "job", 10, 10, priority=0))
+    assert [scheduler.explain(scheduler.segments[i], 2.0).level for i in (1, 2, 3)] == [0, 0, 0]
+    with pytest.raises(KeyError):
+        scheduler.set_priority(2.0, "nobody", 1)
+
+
+def test_prompt_and_cached_tokens_of_a_job_are_counted_once_for_each_segment() -> None:
+    scheduler = _scheduler("astraea", 1)
+    for number in (1, 2):
+        scheduler.submit(0.0, NewSegment(number, "job", 100, 10))
+        scheduler.started(0.0, number, 80)
+        scheduler.advance(number, computed=20, output=1)
+        scheduler.stopped(0.0, number, 101)
+        scheduler.started(0.0, number, 101)
+        scheduler.finish(1.0, number)
+    job = scheduler.jobs["job"]
+    assert (job.prompt_tokens, job.cached_tokens) == (200, 160)

@@ -18,6 +18,11 @@ from astraea_local.engine.binding.library import (
     start_backend,
 )
 
+_FILE_TYPES = {
+    value: name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
+    for name, value in vars(lib).items()
+    if name.startswith("LLAMA_FTYPE_") and isinstance(value, int)
+}
 _SPLIT = {"none": 0, "layer": 1}
 
 
@@ -118,6 +123,12 @@ class Model(Handle):
     @property
     def n_params(self) -> int:
         return int(lib.llama_model_n_params(self._pointer))
+
+    @property
+    def quantization(self) -> str:
+        """What most weights are stored as, for example `Q4_K_M`; empty when the file does not say."""
+        kind = self.metadata("general.file_type") or ""
+        return _FILE_TYPES.get(int(kind), "") if kind.isdecimal() else ""
 
     @property
     def description(self) -> str:

@@ -30,6 +30,7 @@ class Astraea(Policy):
     name: ClassVar[str] = "astraea"
     summary: ClassVar[str] = "least remaining work first, waiting counts, preemptive"
     preempts: ClassVar[bool] = True
+    heeds_priority: ClassVar[bool] = True
 
     @property
     def last_level(self) -> int:

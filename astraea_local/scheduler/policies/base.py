@@ -22,6 +22,8 @@ class Policy(ABC):
     """Whether a waiting segment may ever take the slot of a running one."""
     first_level_only: ClassVar[bool] = False
     """Whether slots stay empty rather than being filled from a lower queue."""
+    heeds_priority: ClassVar[bool] = False
+    """Whether a job's priority moves it."""
     batches: bool = False
     """Whether it admits only when nothing runs."""
     aging_score: float = math.inf
