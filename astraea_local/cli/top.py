@@ -177,11 +177,10 @@ def run_ui(source: "Source", control: "Control", *, host: "Host | None" = None) 
 
     file = keys.path()
     try:
-        changed = keys.load(file)
+        ui = AstraeaApp(source, control, keys=keys.load(file), keys_path=file, host=host)
     except keys.KeysError as error:
         fail(str(error))
     yield_to_others()
-    ui = AstraeaApp(source, control, keys=changed, keys_path=file, host=host)
     answer = ui.run()
     if ui.return_code:
         raise typer.Exit(ui.return_code)

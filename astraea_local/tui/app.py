@@ -17,7 +17,7 @@ from astraea_local.frame import StateFrame
 from astraea_local.tui import themes
 from astraea_local.tui.actions import PRIORITIES, Action, ActionError, Control, JobVerb
 from astraea_local.tui.advisor import advise
-from astraea_local.tui.keys import KEYS, KeysFile, binding
+from astraea_local.tui.keys import KEYS, KeysError, KeysFile, binding
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.screens.confirm import Confirm, Pick, Resize
 from astraea_local.tui.screens.help import Help
@@ -92,8 +92,12 @@ class AstraeaApp(App[str]):
         host: Host | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`host`: the server that was started with this UI. `clock`: Unix time."""
+        """`host`: the server that was started with this UI. `clock`: Unix time.
+
+        Raises `KeysError` for a theme that there is not.
+        """
         super().__init__()
+        self.register_theme(themes.ASTRAEA)
         self.view = View()
         self.control = control
         self.clock = clock
@@ -102,17 +106,15 @@ class AstraeaApp(App[str]):
         self._source = source
         self._host = host
         self._wanted_theme = (keys.theme if keys is not None else None) or themes.DEFAULT
+        if self._wanted_theme not in self.available_themes:
+            known = ", ".join(sorted(self.available_themes))
+            raise KeysError(f"{keys_path}: theme: no theme {self._wanted_theme!r}: choose one of {known}")
         self._held: StateFrame | None = None
         self._came_at = 0.0
 
     def on_mount(self) -> None:
         """Begins to watch."""
-        self.register_theme(themes.ASTRAEA)
-        if self._wanted_theme in self.available_themes:
-            self.theme = self._wanted_theme
-        else:
-            self.notify(f"no theme named {self._wanted_theme!r}", severity="warning", markup=False)
-            self.theme = themes.DEFAULT
+        self.theme = self._wanted_theme
         self.set_keymap(self.keys)
         self.theme_changed_signal.subscribe(self, self._repaint)
         self._repaint(self.current_theme)
@@ -203,9 +205,10 @@ class AstraeaApp(App[str]):
 
     def _tell(self, action: Action, text: str, *, failed: bool) -> None:
         self.notify(text, title=action.text, severity="warning" if failed else "information", markup=False)
-        said = "not done" if failed else "asked"
-        self.view.trail.note(self.clock(), "warning" if failed else "info", f"{said}: {action.text}: {text}")
-        self.redraw()
+        if failed:
+            # What was done is in the server's own log.
+            self.view.trail.note(self.clock(), "warning", f"not done: {action.text}: {text}")
+            self.redraw()
 
     def action_ask(self, verb: JobVerb) -> None:
         """Something about the job under the cursor."""

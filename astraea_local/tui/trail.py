@@ -105,7 +105,8 @@ def _new(events: Sequence[Event], before: Sequence[Event] | None) -> Sequence[Ev
         return events
     newest = before[-1]
     if newest.id:
-        return [event for event in events if event.id > newest.id or event.id == 0]
+        # Numbers that began again are those of another server.
+        return events if events[-1].id < newest.id else [e for e in events if e.id > newest.id]
     for index in range(len(events) - 1, -1, -1):
         if events[index].at == newest.at and events[index].text == newest.text:
             return list(islice(events, index + 1, None))

@@ -147,6 +147,6 @@ class Table(Lines, Generic[Row]):
     def _reveal(self) -> None:
         top, visible = self.scroll_offset.y, max(1, self.room[1] - 1)
         if self._cursor < top:
-            self.scroll_to(y=self._cursor, animate=False)
+            self.scroll_to(y=self._cursor, animate=False, force=True)
         elif self._cursor >= top + visible:
-            self.scroll_to(y=self._cursor - visible + 1, animate=False)
+            self.scroll_to(y=self._cursor - visible + 1, animate=False, force=True)
