@@ -122,6 +122,8 @@ class RetentionSettings(_Section):
     """Folder of the parked states; empty = the user's cache folder."""
     min_tokens: int = Field(default=64, ge=1)
     """Shorter contexts are recomputed instead of parked."""
+    write_behind_s: float = Field(default=10.0, ge=0)
+    """A parked state not used for so long is written to disk too, so that a crash does not lose it."""
     prefetch: bool = True
     """Bring parked KV back before its job is expected, when there is room."""
 

@@ -5,7 +5,9 @@ example:
   python benchmarks/gpu_check.py --model model.gguf --slots 8 --ctx 65536
 
 Reports VRAM by NVML, the layers that were offloaded, prefill and decode speed with 1, 4 and 8 streams
-over HTTP, the step overhead, and the job completion times of coding agents. Without an NVIDIA GPU, or
+over HTTP, the step overhead, and the job completion times of coding agents. Then what KV costs: park and
+restore bandwidth, the step beside idle tokens (`gpu_memory.py`), and whether the server gives VRAM back
+to a process that needs it (`gpu_elastic.py`). Without an NVIDIA GPU, or
 with a llama.cpp that was built without CUDA, it says so in one line and exits with 0.
 """
 
@@ -17,19 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pynvml
+from gpu_elastic import fetch_frame, measure, memory_settings, real
 from side_by_side import ServerError, free_port, server
 
 from astraea_local.bench.coding import pseudo_code, workload
 from astraea_local.bench.random_model import SHAPES, write
 from astraea_local.bench.replay import ReplayError, Segment, complete, open_client, run
-from astraea_local.frame import StateFrame
 from astraea_local.model_source import ModelSourceError, resolve
 
 _STREAMS = (1, 4, 8)
@@ -67,23 +69,62 @@ def check(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         asyncio.run(_measure(url, args, report))
         report["vram_after_load_mib"] = used_mib()
     report["vram_stopped_mib"] = used_mib()
+    report["memory"] = _memory(model, args)
+    report["elastic"] = _elastic(profile, args)
     return report
 
 
+def _memory(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`gpu_memory.py` on the same model, in a process of its own so that it returns its VRAM."""
+    script = Path(__file__).with_name("gpu_memory.py")
+    options = ["--gpu", str(args.gpu), "--kv-type", args.kv_type, "--batch", str(args.batch)]
+    command = [sys.executable, str(script), "--model", str(model), *options]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        return {"failed": ended.stderr.strip().splitlines()[-1:]}
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
+
+
+def _elastic(profile: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What the server does when another process takes VRAM; needs a torch with CUDA for that process."""
+    with profile.open("a", encoding="utf-8") as file:
+        file.write(memory_settings(simulate=False))
+    port = free_port()
+    command = [sys.executable, "-m", "astraea_local", "serve", "--profile", str(profile), "--port", str(port)]
+    try:
+        with server([*command, "--no-tui"], port) as url:
+            return asyncio.run(measure(url, real(args.gpu)))
+    except (ServerError, ReplayError, httpx.HTTPError) as error:
+        return {"failed": str(error)}
+
+
 def markdown(report: dict[str, Any]) -> str:
-    """The report as two Markdown tables."""
+    """The report as Markdown tables."""
     lines = ["| figure | value |", "|---|---|"]
     for name, value in report.items():
-        if name == "speed":
-            continue
-        for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            shown = f"{inner:.4g}" if isinstance(inner, float) else inner
-            lines.append(f"| {name}{' ' + key if key else ''} | {shown} |")
+        if name != "speed":
+            lines += [f"| {key} | {shown} |" for key, shown in _figures(name, value)]
     lines += ["", "| streams | prefill tokens/s | decode tokens/s | of one |", "|---|---|---|---|"]
     for row in report["speed"]:
         streams, prefill, decode = row["streams"], row["prefill"], row["decode"]
         lines.append(f"| {streams} | {prefill:.1f} | {decode:.1f} | {decode / streams:.1f} |")
     return "\n".join(lines)
+
+
+def _figures(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every figure below `value` with the words that lead to it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _figures(f"{name} {key}", inner)
+    elif isinstance(value, list) and any(isinstance(row, dict) for row in value):
+        for row in value:
+            words = " ".join(str(inner) for inner in row.values() if not isinstance(inner, float))
+            for key, inner in row.items():
+                if isinstance(inner, float):
+                    yield from _figures(f"{name} {words} {key}", inner)
+    else:
+        yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _vram(index: int) -> tuple[Callable[[], int], str]:
@@ -146,13 +187,13 @@ async def _measure(url: str, args: argparse.Namespace, report: dict[str, Any]) -
                 }
             )
             if streams == 1:
-                step_s = (await _frame(url)).speed.decode_step_s
+                step_s = (await fetch_frame(url)).speed.decode_step_s
                 # What one token costs the client beyond the step that made it.
                 report["step"] = {"decode_step_s": step_s, "overhead_s": 1 / speed[0]["decode"] - step_s}
         report["speed"] = speed
     agents = workload(args.seed, agents=args.agents, rate=args.rate, context_limit=args.context_limit)
     report["agents"] = (await run(url, agents)).summary()
-    frame = await _frame(url)
+    frame = await fetch_frame(url)
     report["server"] = {
         "offloaded": frame.server.offloaded,
         "layout": frame.server.layout,
@@ -161,12 +202,6 @@ async def _measure(url: str, args: argparse.Namespace, report: dict[str, Any]) -
         "status": frame.status,
         "restarts": frame.restarts,
     }
-
-
-async def _frame(url: str) -> StateFrame:
-    async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
-        response = await client.get(f"{url.removesuffix('/v1')}/astraea/v1/state")
-        return StateFrame.model_validate_json(response.raise_for_status().content)
 
 
 def _prompt(name: str, tokens: int) -> list[dict[str, str]]:
@@ -244,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return 1 if report["agents"]["errors"] else 0
+    failed = report["agents"]["errors"] or "failed" in report["memory"] or report["elastic"]["failed"]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

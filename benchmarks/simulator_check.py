@@ -81,8 +81,7 @@ def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace
     decode = seen.decode_step_s / machine.speeds.decode_step(1, 0)
     speeds = slower(machine.speeds, prefill, decode)
     machine = replace(machine, speeds=speeds, max_step_s=step_s, signals_end=False)
-    # The engine parks what is longest unused, whatever the policy.
-    setting = Setting(policy, machine, profile.scheduler, retention="lru", exact_limits=True)
+    setting = Setting(policy, machine, profile.scheduler, retention="adaptive", exact_limits=True)
     simulated = [job.jct_s for job in simulate(setting, as_simulated(agents, real.agents)).jobs]
     summary = real.summary()
     mean = summary["mean_jct_s"]

@@ -84,8 +84,8 @@ class Ours:
         """Forgets every context, so that nothing is taken from a cache."""
         for sequence in self.core.table:
             self.core.table.clear(sequence)
-        for snapshot in list(self.core.store.snapshots):
-            self.core.store.drop(snapshot)
+        for job, _part, _length in list(self.core.residency.store.tree.jobs()):
+            self.core.residency.store.drop_job(job)
         self.core.totals.decoded_tokens = 0
 
 

@@ -1,19 +1,17 @@
 """What users do with jobs and with the scheduler of a running server, and a job's whole life."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from astraea_local.api.errors import ApiError
-from astraea_local.engine.supervisor import Engine, NotPossible, Unavailable, UnknownJob
+from astraea_local.api.errors import from_reply
+from astraea_local.api.service import Service
+from astraea_local.engine.messages import Reply
 from astraea_local.job_detail import JobDetail
 
 router = APIRouter()
-
-_RETRY_S = 2.0
 
 
 class ActionDone(BaseModel):
@@ -43,8 +41,7 @@ class PriorityRequest(BaseModel):
 @router.post("/astraea/v1/jobs/{job:path}/priority")
 async def set_priority(request: Request, job: str, body: PriorityRequest) -> ActionDone:
     """Moves a job up or down by so many queues, until a request of its own says otherwise."""
-    async with _answered():
-        done = await _engine(request).act(job, "priority", body.priority)
+    done = await _done(_service(request).engine.act(job, "priority", body.priority))
     return ActionDone(job=job, action="priority", done=done)
 
 
@@ -54,40 +51,32 @@ async def act(
 ) -> ActionDone:
     """`pin`: its KV stays in its slot. `unpin`: no longer. `park`: its KV goes to RAM now. `drop`: its KV is
     forgotten. `cancel`: its requests end with an error."""
-    async with _answered():
-        done = await _engine(request).act(job, action)
+    done = await _done(_service(request).engine.act(job, action))
     return ActionDone(job=job, action=action, done=done)
 
 
 @router.get("/astraea/v1/jobs/{job:path}", response_model=JobDetail)
 async def detail(request: Request, job: str) -> Response:
     """What the job did when, and what had been predicted."""
-    async with _answered():
-        found = await _engine(request).job_detail(job)
+    found = await _done(_service(request).engine.job_detail(job))
     return Response(found, media_type="application/json")
 
 
 @router.post("/astraea/v1/scheduler/{action}")
 async def scheduling(request: Request, action: Literal["pause", "resume"]) -> SchedulingDone:
     """`pause`: nothing new is admitted, what runs goes on. `resume`: as before."""
-    async with _answered():
-        done = await _engine(request).pause_scheduling(action == "pause")
+    done = await _done(_service(request).engine.pause_scheduling(action == "pause"))
     return SchedulingDone(action=action, done=done)
 
 
-def _engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.service.engine
-    return engine
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
 
 
-@asynccontextmanager
-async def _answered() -> AsyncIterator[None]:
-    """Turns what the engine says no to into errors of the API."""
-    try:
-        yield
-    except UnknownJob as error:
-        raise ApiError(404, str(error), code="unknown_job", param="job") from None
-    except NotPossible as error:
-        raise ApiError(409, str(error), code="not_possible") from None
-    except Unavailable as error:
-        raise ApiError(503, str(error), code="engine_unavailable", retry_after_s=_RETRY_S) from None
+async def _done(reply: Awaitable[Reply]) -> str:
+    """What was done. Raises `ApiError`."""
+    answer = await reply
+    if answer.outcome != "done":
+        raise from_reply(answer)
+    return answer.text

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from astraea_local.engine.messages import Failed
+from astraea_local.engine.messages import Failed, Reply
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -57,6 +57,15 @@ def from_failure(failed: Failed) -> ApiError:
     if failed.retryable:
         return ApiError(503, failed.message, code=failed.code, retry_after_s=1)
     return ApiError(400, failed.message, code=failed.code)
+
+
+def from_reply(reply: Reply) -> ApiError:
+    """The answer to a question to which the engine said anything but `done`."""
+    if reply.outcome == "unknown":
+        return ApiError(404, reply.text, code="unknown_job", param="job")
+    if reply.outcome == "unavailable":
+        return ApiError(503, reply.text, code="engine_unavailable", retry_after_s=2)
+    return ApiError(409, reply.text, code="not_possible_now")
 
 
 def install(app: FastAPI) -> None:

@@ -8,14 +8,14 @@ from astraea_local.bench.oracle import Oracle, Truth
 from astraea_local.bench.predictions import Noisy, TrueEverything, TrueLengths
 from astraea_local.bench.simulator import SimResult, Simulation
 from astraea_local.bench.workloads import SimJob
-from astraea_local.profile import SchedulerSettings
+from astraea_local.profile import RetentionSettings, SchedulerSettings
 from astraea_local.scheduler.policies import POLICIES, Policy
 from astraea_local.scheduler.predictor import Predictor
+from astraea_local.scheduler.retention import RETENTIONS, make
 from astraea_local.scheduler.scheduler import Scheduler
-from astraea_local.scheduler.tiers import Adaptive, DropAlways, KeepUntilNeeded, Lru, Paper, Tiering, Ttl
 
 POLICY_NAMES = (*POLICIES, "oracle")
-RETENTION_NAMES = ("drop", "keep", "lru", "paper", "ttl", "adaptive")
+RETENTION_NAMES = tuple(RETENTIONS)
 
 # As published or as built: vLLM drops at tool calls, llama-server and the classics here keep and park.
 _RETENTION = {
@@ -71,19 +71,10 @@ def simulate(
     elif make_policy is not None:
         policy = make_policy(named, predictor)
     scheduler = Scheduler(named, setting.machine.slots, predictor=predictor, policy=policy)
-    tiering = make_tiering(setting.retention or retention_of(setting.policy), settings)
-    simulation = Simulation(setting.machine, scheduler, tiering, truths, exact_limits=setting.exact_limits)
+    name = setting.retention or retention_of(setting.policy)
+    retention = make(name, RetentionSettings(), watermark=settings.paper_watermark)
+    simulation = Simulation(setting.machine, scheduler, retention, truths, exact_limits=setting.exact_limits)
     return simulation.run(jobs, on_progress)
-
-
-def make_tiering(name: str, settings: SchedulerSettings) -> Tiering:
-    """The retention of that name. Raises `ValueError`."""
-    if name == "paper":
-        return Paper(settings.paper_watermark)
-    plain: dict[str, type[Tiering]] = {c.name: c for c in (DropAlways, KeepUntilNeeded, Lru, Ttl, Adaptive)}
-    if name not in plain:
-        raise ValueError(f"no retention named {name!r}: choose one of {', '.join(RETENTION_NAMES)}")
-    return plain[name]()
 
 
 def _predictor(setting: Setting, truths: dict[str, Truth]) -> Predictor:

@@ -73,10 +73,7 @@ def smollm2_cpu() -> Machine:
 
 
 def calibrated(found: Calibration) -> Machine:
-    """The machine that `calibrate` measured, in the layout that its settings lead to.
-
-    Attention to resident tokens of others (`Speeds.idle_token_s`) is not simulated.
-    """
+    """The machine that `calibrate` measured, in the layout that its settings lead to."""
     settings = found.key.settings
     unified = found.layout == "unified"
     return Machine(

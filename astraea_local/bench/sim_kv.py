@@ -1,16 +1,21 @@
 """The simulated engine's KV: which job's state is resident, parked or gone, and what moving it costs."""
 
+import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from astraea_local.bench.machine import Machine
 from astraea_local.scheduler.distribution import Distribution
-from astraea_local.scheduler.retention import Fate
-from astraea_local.scheduler.tiers import Idle, Pressure, Tiering
+from astraea_local.scheduler.retention import IdleKv, Level, Move, Retention, Situation
 
 # Only the longest unused are looked at when one has to give way.
 _CANDIDATES = 64
+# Host memory and disk have no limit here.
+_ENDLESS = 1 << 62
+# As the defaults of `[memory]` in a profile.
+_LEVELS: tuple[tuple[float, Level], ...] = ((0.95, "critical"), (0.9, "high"), (0.8, "normal"), (0.0, "low"))
 
 
 @dataclass(slots=True)
@@ -25,6 +30,8 @@ class State:
     since: float = 0.0
     wait: Distribution | None = None
     kept_until: float = 0.0
+    ask_at: float = math.inf
+    """When the retention policy wants to be asked again."""
 
     @property
     def held(self) -> int:
@@ -47,9 +54,9 @@ class SimKv:
     """KV states of all jobs on one machine. What takes time says how long; the caller lets it pass."""
 
     machine: Machine
-    tiering: Tiering
-    wanted: Callable[[], int]
-    """Tokens of the segments that wait for a slot."""
+    retention: Retention
+    queue: Callable[[], tuple[int, int]]
+    """How many segments wait for a slot, and their tokens."""
     on_loss: Callable[[State], None]
     """Told when an idle state left its cells."""
     used: int = 0
@@ -58,10 +65,25 @@ class SimKv:
     """Resident states that no segment uses, longest unused first."""
     running: int = 0
     stats: KvStats = field(default_factory=KvStats)
+    _asks: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def next_ask(self) -> float:
+        """When `ask` is to be called; infinity when there is no reason to."""
+        while self._asks and not self._is_due(*self._asks[0]):
+            heapq.heappop(self._asks)
+        return self._asks[0][0] if self._asks else math.inf
+
+    @property
+    def tax_s(self) -> float:
+        """What idle resident tokens add to each decode step."""
+        per_token = self.machine.speeds.idle_token_s if self._pooled else 0.0
+        return per_token * sum(s.resident for s in self.idle.values()) if per_token else 0.0
 
     def occupy(self, state: State, tokens: int, now: float) -> float:
         """Makes the state's first `tokens` resident and running; returns seconds of moving."""
         self.idle.pop(state.job, None)
+        state.ask_at = math.inf
         # Beside what it still has, a prefix may have become known that others share with it.
         took = self._make_room(tokens - state.resident, 0 if state.resident else 1, now)
         if state.parked and tokens:
@@ -92,9 +114,14 @@ class SimKv:
         self.idle[state.job] = state
         if wait is None:
             return 0.0
-        fate = self.tiering.begins(_idle(state), self._pressure())
-        took = 0.0 if fate is None else self._evict(state, fate)
-        self.stats.moved_s += took
+        return self._ask(state, now)
+
+    def ask(self, now: float) -> float:
+        """Asks about the states whose time has come; returns seconds of moving."""
+        took = 0.0
+        while self.next_ask <= now:
+            _at, job = heapq.heappop(self._asks)
+            took += self._ask(self.idle[job], now)
         return took
 
     def end(self, state: State) -> None:
@@ -102,6 +129,24 @@ class SimKv:
         self.idle.pop(state.job, None)
         self._set(state, 0)
         state.parked = 0
+
+    @property
+    def _pooled(self) -> bool:
+        return self.machine.sequences > self.machine.slots
+
+    def _is_due(self, at: float, job: str) -> bool:
+        return job in self.idle and self.idle[job].ask_at == at
+
+    def _ask(self, state: State, now: float) -> float:
+        verdict = self.retention.idle(_idle(0, state), self._situation(now))
+        took = 0.0
+        if verdict.move is not Move.KEEP:
+            took = self._evict(state, verdict.move)
+        elif verdict.until is not None:
+            state.ask_at = verdict.until
+            heapq.heappush(self._asks, (verdict.until, state.job))
+        self.stats.moved_s += took
+        return took
 
     def _set(self, state: State, tokens: int) -> None:
         self.used += tokens - state.resident
@@ -113,15 +158,19 @@ class SimKv:
         while self.idle and (
             self.used + tokens > machine.cells or self.running + len(self.idle) + places > machine.sequences
         ):
-            candidates = [_idle(s) for s in islice(self.idle.values(), _CANDIDATES)]
-            choice, fate = self.tiering.gives_way(candidates, now, self._pressure())
-            took += self._evict(self.idle[choice.job], fate)
+            states = list(islice(self.idle.values(), _CANDIDATES))
+            candidates = [_idle(i, state) for i, state in enumerate(states)]
+            choice = self.retention.gives_way(candidates, self._situation(now))
+            if choice is None:
+                break
+            took += self._evict(states[choice.holder], choice.move)
         return took
 
-    def _evict(self, state: State, fate: Fate) -> float:
+    def _evict(self, state: State, move: Move) -> float:
         del self.idle[state.job]
+        state.ask_at = math.inf
         took = 0.0
-        if fate is Fate.PARK:
+        if move is not Move.DROP:
             state.parked = state.resident
             took = self.machine.speeds.save(state.resident)
             self.stats.parks += 1
@@ -131,9 +180,39 @@ class SimKv:
         self.on_loss(state)
         return took
 
-    def _pressure(self) -> Pressure:
-        return Pressure(self.used, self.machine.cells, self.wanted(), self.machine.speeds)
+    def _situation(self, now: float) -> Situation:
+        machine, (queued, tokens) = self.machine, self.queue()
+        free = machine.cells - self.used
+        full = self.running + len(self.idle) >= machine.sequences
+        blocked = queued and (full or free < tokens / queued)
+        share = self.used / machine.cells
+        return Situation(
+            now=now,
+            speeds=machine.speeds,
+            running=self.running,
+            step_s=machine.speeds.decode_step(self.running, self.used) + self.tax_s,
+            waiting=min(queued, machine.slots - self.running) if blocked else 0,
+            wanted=tokens,
+            cells_used=self.used,
+            cells_total=machine.cells,
+            taxed=self._pooled,
+            can_park=True,
+            ram_free=_ENDLESS,
+            disk_free=_ENDLESS,
+            cells_level=next(level for least, level in _LEVELS if share >= least),
+        )
 
 
-def _idle(state: State) -> Idle:
-    return Idle(state.job, state.resident, state.since, state.wait, state.kept_until, state.created)
+def _idle(holder: int, state: State) -> IdleKv:
+    return IdleKv(
+        holder=holder,
+        job=state.job,
+        tokens=state.resident,
+        new_tokens=state.resident,
+        since=state.since,
+        last_used=state.since,
+        wait=state.wait,
+        useful=True,
+        kept_until=state.kept_until,
+        created=state.created,
+    )

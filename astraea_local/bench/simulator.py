@@ -7,6 +7,7 @@ in the same order.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +17,8 @@ from astraea_local.bench.sim_kv import KvStats, SimKv, State
 from astraea_local.bench.workloads import SimJob
 from astraea_local.scheduler.batching import even_chunk, prefill_budget
 from astraea_local.scheduler.job import Segment
+from astraea_local.scheduler.retention import Retention
 from astraea_local.scheduler.scheduler import NewSegment, Plan, Scheduler, View
-from astraea_local.scheduler.tiers import Tiering
 
 # As the engine: a preemptive policy looks again after so many steps, even when nothing happened.
 _REPLAN_STEPS = 8
@@ -78,7 +79,7 @@ class Simulation:
 
     machine: Machine
     scheduler: Scheduler
-    tiering: Tiering
+    retention: Retention
     truths: dict[str, Truth] = field(default_factory=dict)
     """Filled while it runs; an oracle reads it."""
     exact_limits: bool = False
@@ -98,7 +99,7 @@ class Simulation:
     _result: SimResult = field(init=False)
 
     def __post_init__(self) -> None:
-        self._kv = SimKv(self.machine, self.tiering, lambda: self._waiting_tokens, self._on_loss)
+        self._kv = SimKv(self.machine, self.retention, self._waiting, self._on_loss)
         self._result = SimResult([], 0.0, 0.0, 0, 0, 0, 0, self._kv.stats)
 
     def run(self, jobs: Sequence[SimJob], on_progress: Callable[[int], None] | None = None) -> SimResult:
@@ -110,7 +111,7 @@ class Simulation:
         while self._events or self.scheduler.segments:
             self._deliver()
             if not self.scheduler.segments:
-                self.now = self._events[0][0]
+                self.now = max(self.now, min(self._events[0][0], self._kv.next_ask))
                 continue
             if self._replan or (
                 self.scheduler.policy.preempts and self._since_plan >= _REPLAN_STEPS and self.scheduler.queue
@@ -136,6 +137,10 @@ class Simulation:
                 truth = self.truths[name] = Truth(job)
                 self._live[name] = _Live(truth, State(name, at))
             self._submit(self._live[name])
+        self._pass(self._kv.ask(self.now))
+
+    def _waiting(self) -> tuple[int, int]:
+        return len(self.scheduler.queue), self._waiting_tokens
 
     def _submit(self, live: _Live) -> None:
         job, number = live.truth.job, live.truth.call
@@ -164,7 +169,7 @@ class Simulation:
     def _cached(self, live: _Live, context: int) -> int:
         held = live.state.held
         job = live.truth.job
-        if self.machine.shares and self.tiering.shares and job.kind in self._kinds:
+        if self.machine.shares and self.retention.shares and job.kind in self._kinds:
             held = max(held, job.shared_tokens)
         return min(held, context - 1)
 
@@ -225,6 +230,7 @@ class Simulation:
             return
         if chunks:
             seconds = speeds.decode_step(len(decoding), span) if decoding else speeds.prefill_base_s
+            seconds += self._kv.tax_s
             for segment, tokens in chunks:
                 seconds += speeds.prefill(tokens, segment.computed) - speeds.prefill_base_s
             steps = 1
@@ -270,9 +276,9 @@ class Simulation:
         )
         if self.scheduler.policy.preempts and self.scheduler.queue:
             steps = min(steps, max(1, _REPLAN_STEPS - self._since_plan))
-        first = speeds.decode_step(width, span)
-        if self._events:
-            until = self._events[0][0] - self.now
+        first = speeds.decode_step(width, span) + self._kv.tax_s
+        until = min(self._events[0][0] if self._events else math.inf, self._kv.next_ask) - self.now
+        if until < math.inf:
             steps = min(steps, max(1, int(until / first) + 1))
         if self.machine.cells - self._kv.used < steps * width:
             steps = 1

@@ -2,12 +2,16 @@
 
 import time
 
-from astraea_local.engine.core import EngineCore, Refused
+from astraea_local.engine.core import EngineCore
 from astraea_local.engine.frames import job_state
-from astraea_local.engine.messages import AskJob, JobAction, PauseScheduling, Question, Reply
+from astraea_local.engine.messages import AskJob, CoreQuestion, JobAction, PauseScheduling, Reply
 
 
-def answer(core: EngineCore, question: Question) -> Reply:
+class Refused(Exception):
+    """What was asked for is not possible as things are; the message says why."""
+
+
+def act(core: EngineCore, question: CoreQuestion) -> Reply:
     """Does it and says what was done, in the event log as well; or why it is not possible."""
     match question:
         case AskJob(request, job):
@@ -27,12 +31,15 @@ def answer(core: EngineCore, question: Question) -> Reply:
 
 def _act(core: EngineCore, asked: JobAction) -> str:
     match asked.action:
-        case "pin" | "unpin":
-            return core.pin(asked.job, asked.action == "pin")
+        case "pin":
+            return _pin(core, asked.job)
+        case "unpin":
+            core.residency.pin(asked.job, False)
+            return "its KV may be moved again"
         case "park":
-            return core.park_now(asked.job)
+            return _park(core, asked.job)
         case "drop":
-            return core.drop_kv(asked.job)
+            return _drop(core, asked.job)
         case "cancel":
             count = core.cancel_job(asked.job)
             if not count:
@@ -45,11 +52,47 @@ def _act(core: EngineCore, asked: JobAction) -> str:
             return f"priority set to {asked.value}{ignored}"
 
 
+def _pin(core: EngineCore, job: str) -> str:
+    pinned = core.residency.pinned - {job}
+    places = len(core.table.sequences) if core.residency.attached else core.scheduler.slots
+    if len(pinned) + 1 >= places:
+        raise Refused(f"{len(pinned)} other jobs are pinned, and one slot must stay free for everyone else")
+    core.residency.pin(job, True)
+    return "its KV stays in its slot"
+
+
+def _park(core: EngineCore, job: str) -> str:
+    _check_idle(core, job)
+    if not core.residency.attached:
+        raise Refused("the server is paused: all KV is parked")
+    if not any(s.job == job for s in core.table.idle()):
+        raise Refused("it has no KV in a slot")
+    tokens = core.residency.park_now(job)
+    if not tokens:
+        raise Refused("there is no room for its KV: raise retention.ram_mib")
+    core.kv_changed()
+    return f"parked {tokens:,} tokens to RAM"
+
+
+def _drop(core: EngineCore, job: str) -> str:
+    _check_idle(core, job)
+    tokens = core.residency.drop(job)
+    if not tokens:
+        raise Refused("it has no KV")
+    core.kv_changed()
+    return f"dropped {tokens:,} tokens"
+
+
+def _check_idle(core: EngineCore, job: str) -> None:
+    if any(run.request.job == job and run.sequence is not None for run in core.runs.values()):
+        raise Refused("it is running: wait for the end of its request, or cancel it")
+
+
 def _pause(core: EngineCore, on: bool) -> str:
-    waiting = len(core.scheduler.segments) - len(core.scheduler.running)
-    if on == core.scheduling_paused:
+    if on != core.admitting:
         return "scheduling was paused already" if on else "scheduling was not paused"
-    core.pause_scheduling(on)
+    core.set_admitting(not on)
+    waiting = len(core.scheduler.segments) - len(core.scheduler.running)
     done = "paused: nothing new is admitted" if on else f"resumed: {waiting} requests waited"
     core.note("info", f"scheduling {done}, on request")
     return f"scheduling {done}"

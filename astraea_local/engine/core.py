@@ -5,42 +5,48 @@ tokens (prefill) or one (decode), with the same code. Preempting a segment is ta
 resuming it is placing its tokens again, wherever their KV is by then.
 """
 
-import logging
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, Tokens
+from astraea_local.calibration import Layout
+from astraea_local.engine.batcher import Batcher, Output, load_of
+from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, ModelClass, Vocab
 from astraea_local.engine.completion import Completions
-from astraea_local.engine.kvstore import RamStore, Snapshot
+from astraea_local.engine.facts import EngineFacts
+from astraea_local.engine.kv.store import Parking
+from astraea_local.engine.kv.tiers import Tiers, ram_only
+from astraea_local.engine.kv.transfer import Form, form_of
 from astraea_local.engine.messages import Cancel, EndJob, Failed, Finished, Paused, Started, Submit, ToFront
-from astraea_local.engine.placement import Placer
+from astraea_local.engine.placement import Delay
+from astraea_local.engine.residency import Residency
 from astraea_local.engine.run import Back, Run
-from astraea_local.engine.slots import Sequence, SequenceTable, common_prefix
-from astraea_local.engine.speed import SpeedMeter, measure
+from astraea_local.engine.slots import SequenceTable, common_prefix
+from astraea_local.engine.speed import SpeedMeter, measure, prefill
+from astraea_local.engine.stall import Stall
 from astraea_local.engine.text import PieceTable
 from astraea_local.engine.timeline import Timelines
-from astraea_local.frame import Event, EventLevel, Totals
+from astraea_local.frame import Event, EventLevel, PressureLevel, Totals
 from astraea_local.history import SegmentRecord
 from astraea_local.profile import PolicyName, Profile
-from astraea_local.scheduler.batching import even_chunk, prefill_budget
+from astraea_local.scheduler import retention
 from astraea_local.scheduler.job import Job
 from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.scheduler import NewSegment, Plan, Scheduler, View
 from astraea_local.scheduler.speeds import Speeds
 
-_logger = logging.getLogger(__name__)
-
 # A preemptive policy looks again after so many steps, even when nothing happened.
 _REPLAN_STEPS = 8
 # A segment waits for another's prefill when that will give it so many more tokens than it has.
 _WORTH_WAITING = 64
+# While nothing runs, moving KV holds up nobody but who comes next.
+_IDLE_STALL_S = 0.02
+# What a step that can only wait for the disk sleeps.
+_NAP_S = 0.001
 
-
-class Refused(Exception):
-    """What a user asked for is not possible as things are; the message says why."""
+OpenTiers = Callable[[Form], Tiers]
 
 
 class EngineFault(Exception):
@@ -67,43 +73,57 @@ class EngineCore:
         context: Context,
         profile: Profile,
         *,
+        vocab: Vocab | None = None,
         speeds: Speeds | None = None,
         predictor: Predictor | None = None,
         record: Callable[[SegmentRecord], None] | None = None,
+        open_tiers: OpenTiers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `speeds` (a calibration's) they are measured briefly; `record` gets each ended segment."""
+        """Without `speeds` (a calibration's) they are measured briefly; `record` gets each ended segment.
+
+        `vocab` is what samplers hold on to: given one that outlives the model, the model can be unloaded
+        for a while. Without `open_tiers` states are parked in host memory only.
+        """
         self.profile = profile
-        self.model = model
-        self.context = context
+        self.offloaded = model.offloaded
+        self.model_class = model.model_class
+        self.model_name = model.path.stem
+        self.quantization, self.parameters = model.quantization, model.n_params
         self.clock = clock
         self.scheduler = Scheduler(profile.scheduler, profile.context.slots, predictor=predictor)
-        self.table = SequenceTable(context, context.params.n_seq, model.model_class)
-        self.store = RamStore(profile.retention.ram_mib << 20)
-        self.placer = Placer(
-            context,
-            self.table,
-            self.store,
-            min_tokens=profile.retention.min_tokens,
-            is_useful=self._is_useful,
-            is_pinned=lambda job: job in self.pinned,
-            note=lambda text: self.note("warning", text),
-        )
-        self.job_limit = min(context.n_ctx_seq, model.n_ctx_train)
         self.totals = Totals()
         self.step_time = StepTime()
+        self.timelines = Timelines(self.scheduler, lambda: self.meter.speeds)
+        self.completions = Completions(profile.context.slots)
         self.events: deque[Event] = deque(maxlen=200)
         self._last_event = 0
         self.runs: dict[int, Run] = {}
-        self.timelines = Timelines(self.scheduler, lambda: self.meter.speeds)
-        self.completions = Completions(profile.context.slots)
-        self.scheduling_paused = False
-        self.pinned: set[str] = set()
-        """Jobs whose KV a user wants to stay in its slot."""
+        self.levels: dict[str, PressureLevel] = {}
+        """Pressure on `cells`, `vram`, `ram` and `disk`."""
+        self.admitting = True
+        """False: nothing new is admitted, on request; what runs goes on."""
+        self._vocab = vocab or model.vocab
         self._batch = Batch(profile.context.batch)
         self._candidates = Candidates(model.vocab.n_tokens)
-        self._pieces = PieceTable(model.vocab)
+        self._pieces = PieceTable(self._vocab)
         self.meter = SpeedMeter(speeds or measure(context, self._batch, profile.context.slots))
+        form = _form(context, self._batch) if self.model_class is ModelClass.FULL else Form(by_rows=False)
+        facts = EngineFacts(self.scheduler, self.runs, lambda: self.meter.speeds, clock, self.levels)
+        self.residency = facts.residency = Residency(
+            profile.retention,
+            retention.make(
+                profile.retention.policy, profile.retention, watermark=profile.scheduler.paper_watermark
+            ),
+            facts,
+            model_class=self.model_class,
+            by_rows=form.by_rows,
+            tiers=ram_only(profile) if open_tiers is None else open_tiers(form),
+            note=lambda text: self.note("warning", text),
+            clock=clock,
+        )
+        self._facts = facts
+        self._batcher = Batcher(self._batch, profile.scheduler.max_step_ms / 1000, self._make_room)
         self._record = record
         self._run_id = uuid.uuid4().hex
         self._out: list[ToFront] = []
@@ -111,12 +131,50 @@ class EngineCore:
         self._replan = True
         self._since_plan = 0
         self._recheck_cached = False
+        self._stall = Stall(None)
+        self._trained_for = model.n_ctx_train
+        self.context: Context | None = None
+        self.attach(context)
 
     def close(self) -> None:
         """Frees what the core made; context and model belong to the caller."""
         for run in self.runs.values():
             run.close()
         self._batch.close()
+
+    # -- the context -------------------------------------------------------------------------------
+
+    def attach(self, context: Context) -> None:
+        """Goes on in this context, which is empty."""
+        self.context, self._params = context, context.params
+        self.job_limit = min(context.n_ctx_seq, self._trained_for)
+        self.residency.attach(context)
+        self._replan = self._recheck_cached = True
+
+    def detach(self) -> None:
+        """Pauses what runs and parks all KV, so that the context may be freed."""
+        for run in [r for r in self.runs.values() if r.sequence is not None]:
+            self._preempt(run, "the context is made anew")
+        for run in self.runs.values():
+            self.residency.placer.give_up(run.request.segment)
+        self._order.clear()
+        self.residency.detach()
+        self.context = None
+
+    @property
+    def table(self) -> SequenceTable:
+        """The sequences of the context."""
+        return self.residency.table
+
+    @property
+    def layout(self) -> Layout:
+        """Of the present context, or of the last one."""
+        return "unified" if self._params.unified else "per_slot"
+
+    @property
+    def cells(self) -> int:
+        """KV cells of the present context, or of the last one."""
+        return self._params.n_ctx
 
     # -- events from the front ---------------------------------------------------------------------
 
@@ -131,7 +189,7 @@ class EngineCore:
             self._fail(request.segment, text, "context_length_exceeded")
             return
         try:
-            run = Run(request, self.model.vocab, self._pieces, now)
+            run = Run(request, self._vocab, self._pieces, now)
         except BindingError as error:
             self._fail(request.segment, str(error), "invalid_grammar")
             return
@@ -139,7 +197,8 @@ class EngineCore:
         if job is not None:
             run.back = _follows(job, len(request.prompt), now)
         self.runs[request.segment] = run
-        source = self.placer.find(request.prompt, request.job)
+        self.residency.returned(request.job)
+        cached, restore_s = self._known(run)
         self.scheduler.submit(
             now,
             NewSegment(
@@ -147,8 +206,8 @@ class EngineCore:
                 job=request.job,
                 prompt_tokens=len(request.prompt),
                 max_output=request.max_output,
-                cached=source.length,
-                restore_s=self._restore_s(source.holder),
+                cached=cached,
+                restore_s=restore_s,
                 parent=request.parent,
                 priority=request.priority,
                 kind=request.kind,
@@ -171,6 +230,14 @@ class EngineCore:
         """Marks a job as over."""
         self.scheduler.end_job(message.job)
 
+    def tool_called(self, job: str, tool: str) -> None:
+        """The job's last answer called this tool: its wait can be predicted better now."""
+        self.scheduler.calls_tool(job, tool)
+        self.timelines.calls_tool(job)
+        found = self.scheduler.jobs.get(job)
+        if found is not None and not found.active:
+            self.residency.expect(job, self.scheduler.predictor.wait(found))
+
     def set_policy(self, name: PolicyName) -> None:
         """Goes on with another policy; what runs goes on running."""
         if name != self.scheduler.policy.name:
@@ -178,11 +245,9 @@ class EngineCore:
             self.note("info", f"scheduling by {name}: {self.scheduler.policy.summary}")
             self._replan = True
 
-    # -- what a user asks for ----------------------------------------------------------------------
-
-    def pause_scheduling(self, on: bool) -> None:
-        """Admits nothing new while `on`; what runs goes on, what is submitted waits."""
-        self.scheduling_paused = on
+    def set_admitting(self, on: bool) -> None:
+        """Admits nothing new while off; what runs goes on, what is submitted waits."""
+        self.admitting = on
         self._replan = True
 
     def set_priority(self, job: str, priority: int) -> None:
@@ -197,88 +262,78 @@ class EngineCore:
             self.cancel(Cancel(segment))
         return len(segments)
 
-    def pin(self, job: str, on: bool) -> str:
-        """Keeps the KV of a job in its slot, or no longer; returns what was done. Raises `Refused`."""
-        if not on:
-            self.pinned.discard(job)
-            return "its KV may be moved again"
-        if job not in self.pinned and len(self.pinned) + 1 >= len(self.table.sequences):
-            raise Refused(f"{len(self.pinned)} jobs are pinned already: the last slot must stay free")
-        self.pinned.add(job)
-        return "its KV stays in its slot"
-
-    def park_now(self, job: str) -> str:
-        """Moves the idle KV of a job to RAM; returns what was done. Raises `Refused`."""
-        tokens = 0
-        for sequence in self._idle_of(job):
-            if not self.placer.park(sequence, self.clock()):
-                raise Refused(f"no room in RAM for its {len(sequence.tokens):,} tokens")
-            tokens += len(sequence.tokens)
-            self.table.clear(sequence)
-        if not tokens:
-            raise Refused("it has no KV in a slot")
+    def kv_changed(self) -> None:
+        """KV was moved or dropped on request: what waiting segments can reuse is looked for again."""
         self._recheck_cached = True
-        return f"parked {tokens:,} tokens to RAM"
 
-    def drop_kv(self, job: str) -> str:
-        """Forgets the idle and parked KV of a job; returns what was done. Raises `Refused`."""
-        sequences = self._idle_of(job)
-        snapshots = [s for s in self.store.snapshots if s.job == job]
-        tokens = sum(len(s.tokens) for s in sequences) + sum(len(s.tokens) for s in snapshots)
-        if not tokens:
-            raise Refused("it has no KV")
-        for sequence in sequences:
-            self.table.clear(sequence)
-        for snapshot in snapshots:
-            self.store.drop(snapshot)
-        self._recheck_cached = True
-        return f"dropped {tokens:,} tokens"
-
-    def _idle_of(self, job: str) -> list[Sequence]:
-        if any(s.job == job and s.segment is not None for s in self.table):
-            raise Refused("it is running: wait for the end of its request, or cancel it")
-        return [s for s in self.table.idle() if s.job == job]
+    def pressure_changed(self, levels: dict[str, PressureLevel]) -> None:
+        """Memory is scarcer or less so: decisions about idle KV are reconsidered."""
+        for name, level in levels.items():
+            if level in ("high", "critical") and self.levels.get(name) not in ("high", "critical"):
+                self.note("warning", f"{name} is {level}")
+        self.levels.clear()
+        self.levels.update(levels)
+        self.residency.ask_again()
 
     # -- the loop ----------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""
-        return bool(self._order if self.scheduling_paused and not self._replan else self.runs)
+        # While nothing is admitted, those that wait have nothing to do.
+        runs = self.runs if self.admitting or self._replan else self._order
+        return bool(runs) and self.context is not None
 
     def take_messages(self) -> list[ToFront]:
         """What happened since the last call."""
         out, self._out = self._out, []
         return out
 
+    def idle(self) -> bool:
+        """What is due while nothing runs; True when more of it waits to be done."""
+        self.residency.tick(Stall(_IDLE_STALL_S), busy=False)
+        return self.residency.unfinished
+
     def step(self) -> None:
         """Plans when needed, computes one batch, samples. Raises `EngineFault`."""
         began = time.perf_counter()
+        context = self.context
+        assert context is not None
+        self._stall = Stall(self.profile.kv.max_stall_ms / 1000 if self._order else None)
+        self.residency.tick(self._stall, busy=True)
+        self.residency.compact(self.step_time.steps, self._stall)
         self._since_plan += 1
         if self._replan or (self.scheduler.policy.preempts and self._since_plan >= _REPLAN_STEPS):
             self._execute(self._plan())
-        outputs = self._fill_batch()
-        if not len(self._batch):
+        waiting = len(self.runs) > len(self._order)
+        outputs = self._batcher.fill(self._order, self.table, self.meter.speeds, others=waiting)
+        self.step_time.kv_moves += self._stall.spent
+        if not outputs:
             # Nobody decodes, and those that prefill found no cell left.
             if self._order:
                 self._pool_is_full()
+            elif self._replan:
+                time.sleep(_NAP_S)
             return
-        decoding = sum(1 for _run, tokens, _index in outputs if len(tokens) == 1)
-        prefilled = len(self._batch) - decoding
-        past = _mean_past(outputs)
-        span = self._span(outputs)
+        load = load_of(outputs)
         filled = time.perf_counter()
-        code = self.context.decode(self._batch)
-        self.context.synchronize()
+        code = context.decode(self._batch)
+        context.synchronize()
         decoded = time.perf_counter()
         if code == 1:
             self._pool_is_full()
             return
         if code != 0:
             raise EngineFault(f"llama_decode returned {code}")
-        sampled = self._take_outputs(outputs)
-        self.meter.observe(decoded - filled, decoding=decoding, tokens=span, prefilled=prefilled, past=past)
-        self.totals.prefilled_tokens += prefilled
+        sampled = self._take_outputs(context, outputs)
+        self.meter.observe(
+            decoded - filled,
+            decoding=load.decoding,
+            tokens=load.span,
+            prefilled=load.prefilled,
+            past=load.past,
+        )
+        self.totals.prefilled_tokens += load.prefilled
         self.totals.steps += 1
         time_ = self.step_time
         time_.steps += 1
@@ -289,7 +344,7 @@ class EngineCore:
     def forget_old_jobs(self) -> None:
         """Drops jobs from which nothing came for the profile's `server.job_idle_s`."""
         self.completions.over(self.scheduler.forget(self.clock() - self.profile.server.job_idle_s))
-        self.pinned &= self.scheduler.jobs.keys()
+        self.residency.pinned &= self.scheduler.jobs.keys()
 
     def note(self, level: EventLevel, text: str) -> None:
         """Adds a line to the event log."""
@@ -304,14 +359,14 @@ class EngineCore:
         if self._recheck_cached:
             self._recheck_cached = False
             for run in waiting:
-                source = self.placer.find(run.context.view(), run.request.job)
-                restore_s = self._restore_s(source.holder)
-                self.scheduler.set_cached(now, run.request.segment, source.length, restore_s)
-        deferred = frozenset(r.request.segment for r in waiting if self._prefix_is_coming(r))
+                self.scheduler.set_cached(now, run.request.segment, *self._known(run))
+        deferred = frozenset(
+            r.request.segment for r in waiting if not self.admitting or self._prefix_is_coming(r)
+        )
         # What the running ones have still to prefill is spoken for as well.
         taken = sum(len(r.context) for r in self.runs.values() if r.sequence is not None)
         room = max(0, self.table.cells_total - taken) if self.table.unified else None
-        return self.scheduler.plan(now, View(self.meter.speeds, room, deferred, self.scheduling_paused))
+        return self.scheduler.plan(now, View(self.meter.speeds, room, deferred))
 
     def _execute(self, plan: Plan) -> None:
         self._replan = False
@@ -328,13 +383,13 @@ class EngineCore:
     def _admit(self, run: Run) -> bool:
         now = self.clock()
         segment, job = run.request.segment, run.request.job
-        began = time.perf_counter()
-        stats = self.store.stats
+        stats = self.residency.store.stats
+        saved = (stats.park_bytes, stats.park_s)
         restored = (stats.restore_bytes, stats.restore_s)
-        placed = self.placer.place(run.context.view(), job, now)
+        placed = self.residency.placer.place(segment, run.context.view(), job, now, self._stall)
+        self.meter.observe_save(stats.park_bytes - saved[0], stats.park_s - saved[1])
         self.meter.observe_restore(stats.restore_bytes - restored[0], stats.restore_s - restored[1])
-        self.step_time.kv_moves += time.perf_counter() - began
-        if placed is None:
+        if isinstance(placed, Delay):
             return False
         sequence, length = placed
         sequence.segment = segment
@@ -353,7 +408,7 @@ class EngineCore:
         assert run.sequence is not None
         now = self.clock()
         kept = len(run.sequence.tokens)
-        self._release(run, now)
+        self._release(run)
         self.scheduler.stopped(now, run.request.segment, kept)
         self.timelines.paused(now, run.request.segment, reason)
         self.totals.preemptions += 1
@@ -373,82 +428,33 @@ class EngineCore:
                 return self.table.trimmable
         return False
 
-    def _span(self, outputs: list[tuple[Run, Tokens, int]]) -> int:
-        """Context tokens that the decoding segments of a batch attend to."""
-        return sum(len(run.context) for run, tokens, _index in outputs if len(tokens) == 1)
-
-    def _cells_running(self) -> int:
-        return sum(len(s.tokens) for s in self.table if s.segment is not None)
-
-    def _restore_s(self, holder: object) -> float:
-        if isinstance(holder, Snapshot):
-            return holder.size / self.meter.speeds.restore_bytes_s
-        return 0.0
-
-    def _is_useful(self, job_id: str | None) -> bool:
-        job = None if job_id is None else self.scheduler.jobs.get(job_id)
-        return job is not None and not job.final
+    def _known(self, run: Run) -> tuple[int, float]:
+        """Leading tokens of the run whose KV exists, and the seconds to bring it where it is needed."""
+        if not self.residency.attached:
+            return 0, 0.0
+        placer = self.residency.placer
+        source = placer.find(run.context.view(), run.request.job)
+        return source.length, placer.restore_s(source)
 
     # -- one batch ---------------------------------------------------------------------------------
 
-    def _fill_batch(self) -> list[tuple[Run, Tokens, int]]:
-        """Decodes first, then prefill in policy order within the budget."""
-        self._batch.clear()
-        outputs: list[tuple[Run, Tokens, int]] = []
-        prefilling = []
-        for run in self._order:
-            if run.decoding:
-                self._put(run, run.pending, outputs)
-            else:
-                prefilling.append(run)
-        past = len(prefilling[0].sequence.tokens) if prefilling and prefilling[0].sequence else 0
-        budget = self._prefill_budget(len(outputs), past)
-        for run in prefilling:
-            if budget <= 0:
-                break
-            tokens = run.pending[: even_chunk(len(run.pending), budget)]
-            budget -= len(tokens)
-            self._put(run, tokens, outputs)
-        return outputs
+    def _make_room(self, cells: int) -> None:
+        self.residency.placer.make_room(cells, self._stall)
 
-    def _put(self, run: Run, tokens: Tokens, outputs: list[tuple[Run, Tokens, int]]) -> None:
-        sequence = run.sequence
-        assert sequence is not None
-        last = len(sequence.tokens) + len(tokens) == len(run.context)
-        index = self._batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=last)
-        outputs.append((run, tokens, index))
-
-    def _prefill_budget(self, decoding: int, past: int) -> int:
-        """Tokens of prefill that keep the step within `scheduler.max_step_ms` for those who wait."""
-        room = self._batch.capacity - decoding
-        others = decoding or len(self.runs) > len(self._order)
-        if self.table.unified:
-            room = self._cells_for_prefill(room, decoding)
-        if not others:
-            return room
-        limit_s = self.profile.scheduler.max_step_ms / 1000
-        tokens = self._cells_running() if decoding else 0
-        budget = prefill_budget(self.meter.speeds, limit_s, decoding=decoding, tokens=tokens, past=past)
-        return min(room, budget)
-
-    def _cells_for_prefill(self, wanted: int, decoding: int) -> int:
-        missing = sum(len(r.pending) for r in self._order if not r.decoding)
-        self.placer.make_room(decoding + min(wanted, missing), self.clock())
-        return max(0, min(wanted, self.table.cells_free - decoding)) if missing else wanted
-
-    def _take_outputs(self, outputs: list[tuple[Run, Tokens, int]]) -> float:
+    def _take_outputs(self, context: Context, outputs: list[Output]) -> float:
         """Records what was computed, samples where a context is complete; returns seconds of sampling."""
         now = self.clock()
         sampling = 0.0
         ended: list[tuple[Run, str]] = []
-        for run, tokens, index in outputs:
+        for output in outputs:
+            run, tokens = output.run, output.tokens
             assert run.sequence is not None
             self.table.append(run.sequence, tokens)
             before = run.output
             if len(run.sequence.tokens) == len(run.context):
                 self._replan |= len(tokens) > 1
                 began = time.perf_counter()
-                reason = run.take(self.context.logits(index), self._candidates, self.job_limit, now)
+                reason = run.take(context.logits(output.index), self._candidates, self.job_limit, now)
                 sampling += time.perf_counter() - began
                 self.timelines.sampled(now, run.request.segment)
                 if reason is not None:
@@ -476,7 +482,7 @@ class EngineCore:
         request, back = run.request, run.back
         return SegmentRecord(
             run=self._run_id,
-            model=self.model.path.stem,
+            model=self.model_name,
             job=request.job,
             kind=request.kind,
             parent=request.parent,
@@ -502,26 +508,38 @@ class EngineCore:
         self._out.append(Failed(segment, message, code, retryable))
 
     def _discard(self, run: Run, now: float, outcome: str) -> None:
-        segment = run.request.segment
-        if run.sequence is not None:
-            mine = run.sequence
-            self._release(run, now)
+        segment, job_id = run.request.segment, run.request.job
+        mine = run.sequence
+        if mine is not None:
+            self._detach_run(run)
             # Only the latest context of a job is expected back; older branches may go first.
             for other in self.table.idle():
-                if other is not mine and other.job == run.request.job:
+                if other is not mine and other.job == job_id:
                     other.job = None
+        elif self.residency.attached:
+            self.residency.placer.give_up(segment)
         ended = self.scheduler.finish(now, segment)
         self.timelines.ended(now, ended, outcome)
         self.completions.ended(now, ended)
         del self.runs[segment]
         run.close()
+        if mine is not None:
+            job = self.scheduler.jobs[job_id]
+            waits = not job.active and not job.final
+            self.residency.released(mine, self.scheduler.predictor.wait(job) if waits else None)
         self._replan = True
         self._recheck_cached = True
 
-    def _release(self, run: Run, now: float) -> None:
+    def _release(self, run: Run) -> None:
+        """The run lost its sequence and waits for another."""
+        sequence = run.sequence
+        assert sequence is not None
+        self._detach_run(run)
+        self.residency.released(sequence, None)
+
+    def _detach_run(self, run: Run) -> None:
         assert run.sequence is not None
         run.sequence.segment = None
-        run.sequence.last_used = now
         run.sequence = None
         if run in self._order:
             self._order.remove(run)
@@ -529,7 +547,9 @@ class EngineCore:
     def _pool_is_full(self) -> None:
         """llama.cpp found no cells and changed nothing: park someone, or end the one that is too large."""
         now = self.clock()
-        if self.placer.make_room(max(1, len(self._batch)), now):
+        at_once = Stall(None)
+        placer = self.residency.placer
+        if placer.make_room(max(1, len(self._batch)), at_once):
             if self.table.unified:
                 return
             raise EngineFault("no room in a sequence that should have some")
@@ -541,7 +561,7 @@ class EngineCore:
             sequence = run.sequence
             assert sequence is not None
             self._preempt(run, "the KV pool is full")
-            if not self.placer.park(sequence, now):
+            if placer.park(sequence, at_once) is Parking.FAILED:
                 self.note("warning", f"no room in RAM for {run.request.job}: its context will be recomputed")
             self.table.clear(sequence)
             return
@@ -564,11 +584,9 @@ def _follows(job: Job, prompt_tokens: int, now: float) -> Back:
     return Back(job.segments, now - job.since, max(0, prompt_tokens - job.context))
 
 
-def _mean_past(outputs: list[tuple[Run, Tokens, int]]) -> int:
-    """Tokens before those that are prefilled in a batch, on average over them."""
-    total = weighted = 0
-    for run, tokens, _index in outputs:
-        if len(tokens) > 1 and run.sequence is not None:
-            total += len(tokens)
-            weighted += len(tokens) * len(run.sequence.tokens)
-    return weighted // total if total else 0
+def _form(context: Context, batch: Batch) -> Form:
+    """How this context's states can be kept; leaves the context empty."""
+    prefill(context, batch, 4)
+    found = form_of(context, 0)
+    context.clear()
+    return found

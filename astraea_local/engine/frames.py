@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.rates import Rates
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence
@@ -14,7 +15,6 @@ from astraea_local.frame import (
     JobState,
     KvRow,
     KvTier,
-    MemoryRow,
     SegmentRow,
     ServerInfo,
     SlotRow,
@@ -29,6 +29,7 @@ class FrameBuilder:
     """Makes frames of one core."""
 
     core: EngineCore
+    watch: MemoryWatch
     started: float = field(default_factory=time.monotonic)
     _rates: Rates = field(default_factory=Rates)
 
@@ -37,33 +38,23 @@ class FrameBuilder:
         core = self.core
         now = core.clock()
         speeds = core.meter.speeds
-        stats = core.store.stats
+        sequences = list(core.table) if core.residency.attached else []
         self._rates.look(now, {i: s.received for i, s in core.scheduler.running.items()})
-        slots = [self._slot(s) for s in core.table]
-        running = max(1, sum(s.segment is not None for s in core.table))
-        step_s = speeds.decode_step(running, sum(len(s.tokens) for s in core.table if s.segment is not None))
+        slots = [self._slot(s) for s in sequences]
+        live = [s for s in sequences if s.segment is not None]
+        running = max(1, len(live))
+        step_s = speeds.decode_step(running, sum(len(s.tokens) for s in live))
         return StateFrame(
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
-            scheduling_paused=core.scheduling_paused,
+            status="ready" if core.residency.attached else "paused",
+            scheduling_paused=not core.admitting,
             server=self.server_info(),
             jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
             queue=self._queue(now),
             slots=slots,
-            kv=KvRow(
-                cells_used=core.table.cells_used,
-                cells_total=core.table.cells_total,
-                ram_bytes=core.store.bytes_used,
-                ram_budget_bytes=core.store.budget,
-                ram_states=len(core.store.snapshots),
-                parks=stats.parks,
-                restores=stats.restores,
-                restore_failures=stats.failures,
-                evictions=stats.evictions,
-                park_s=stats.park_s,
-                restore_s=stats.restore_s,
-            ),
-            memory=MemoryRow(weights_bytes=core.model.size_bytes, context_bytes=core.context.buffer_bytes),
+            kv=self._kv_row(),
+            memory=self.watch.row(),
             completion=core.completions.look(now, core.scheduler.jobs.values()),
             speed=SpeedRow(
                 prefill_tokens_s=speeds.prefill_rate(0),
@@ -76,24 +67,52 @@ class FrameBuilder:
             events=list(core.events),
         )
 
+    def _kv_row(self) -> KvRow:
+        residency = self.core.residency
+        store, table = residency.store, residency.table if residency.attached else None
+        stats, disk = store.stats, store.disk
+        return KvRow(
+            cells_used=0 if table is None else table.cells_used,
+            cells_total=0 if table is None else table.cells_total,
+            ram_bytes=store.ram_bytes,
+            ram_budget_bytes=store.arena.budget,
+            ram_states=sum(part.buffer is not None for part in store.tree),
+            parks=stats.parks,
+            restores=stats.restores,
+            restore_failures=stats.failures,
+            evictions=stats.evictions,
+            park_s=stats.park_s,
+            restore_s=stats.restore_s,
+            disk_bytes=store.disk_bytes,
+            disk_budget_bytes=0 if disk is None else disk.budget,
+            disk_states=sum(part.on_disk for part in store.tree),
+            disk_writes=0 if disk is None else disk.stats.writes,
+            disk_reads=0 if disk is None else disk.stats.reads,
+            disk_failures=0 if disk is None else disk.stats.failures,
+            prefetches=residency.stats.prefetches,
+            compactions=residency.stats.compactions,
+            rebuilds=residency.stats.rebuilds,
+            shared_bytes=stats.shared_bytes,
+        )
+
     def server_info(self) -> ServerInfo:
         """The constant part."""
         core = self.core
         return ServerInfo(
             version=__version__,
-            model=core.model.path.stem,
-            model_class=core.model.model_class.value,
+            model=core.model_name,
+            model_class=core.model_class.value,
             profile=core.profile.name,
             policy=core.scheduler.policy.name,
-            layout="unified" if core.table.unified else "per_slot",
+            layout=core.layout,
             slots=core.scheduler.slots,
-            context=core.table.cells_total,
+            context=core.cells,
             job_context=core.job_limit,
-            offloaded=core.model.offloaded,
+            offloaded=core.offloaded,
             pid=os.getpid(),
-            quant=core.model.quantization,
-            parameters=core.model.n_params,
-            retention=core.profile.retention.policy,
+            quant=core.quantization,
+            parameters=core.parameters,
+            retention=core.residency.policy.name,
         )
 
     def _steps(self) -> dict[str, float]:
@@ -111,6 +130,7 @@ class FrameBuilder:
         core = self.core
         runs = [core.runs[i] for i in job.active if i in core.runs]
         tier, kv_tokens, kv_bytes = self._kv(job.id)
+        move, move_s = self._next_move(job.id, now)
         segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
         since = max((s.since for s in segments), default=job.since)
         state = job_state(job, runs)
@@ -130,6 +150,10 @@ class FrameBuilder:
             segments=job.segments,
             kv=tier,
             kv_tokens=kv_tokens,
+            kv_bytes=kv_bytes,
+            pinned=job.id in core.residency.pinned,
+            next_move=move,
+            next_move_s=move_s,
             waited_s=job.waited + sum(s.waited_at(now) for s in segments),
             since_s=now - since,
             reason=job.reason,
@@ -138,23 +162,32 @@ class FrameBuilder:
             prompt_tokens=job.prompt_tokens,
             cached_tokens=job.cached_tokens,
             output_tokens=job.output_tokens + sum(s.output for s in segments),
-            kv_bytes=kv_bytes,
-            pinned=job.id in core.pinned,
             wait_p50_s=None if wait is None else wait.quantile_beyond(0.5, now - since),
             wait_p90_s=None if wait is None else wait.quantile_beyond(0.9, now - since),
         )
 
     def _kv(self, job_id: str) -> tuple[KvTier, int, int]:
-        """Where most of a job's KV is, its tokens and bytes."""
-        resident = max((len(s.tokens) for s in self.core.table if s.job == job_id), default=0)
-        parked = max(
-            (s for s in self.core.store.snapshots if s.job == job_id),
-            key=lambda s: len(s.tokens),
-            default=None,
-        )
-        if resident and (parked is None or resident >= len(parked.tokens)):
-            return "slot", resident, round(resident * self.core.meter.speeds.kv_token_bytes)
-        return ("none", 0, 0) if parked is None else ("ram", len(parked.tokens), parked.size)
+        """Where a job's KV is, its tokens and its bytes."""
+        core = self.core
+        sequences = core.table if core.residency.attached else ()
+        resident = max((len(s.tokens) for s in sequences if s.job == job_id), default=0)
+        tier, parked, size = core.residency.store.tier_of(job_id)
+        if resident and resident >= parked:
+            return "slot", resident, int(resident * core.meter.speeds.kv_token_bytes)
+        return tier, parked, size
+
+    def _next_move(self, job_id: str, now: float) -> tuple[str, float | None]:
+        """What will be done with a waiting job's KV, and in how many seconds if that is decided."""
+        residency = self.core.residency
+        away = residency.away.get(job_id)
+        if away is not None:
+            back = "brought back before its job" if away.back_at is not None else "brought back on demand"
+            return f"{back} ({away.reason})", None if away.back_at is None else max(0.0, away.back_at - now)
+        for stay in residency.stays.values():
+            if stay.job == job_id and stay.verdict is not None:
+                until = stay.verdict.until
+                return stay.verdict.reason, None if until is None else max(0.0, until - now)
+        return "", None
 
     def _queue(self, now: float) -> list[SegmentRow]:
         core = self.core

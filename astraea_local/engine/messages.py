@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from astraea_local.engine.binding import Tokens
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.sampling import SamplingParams, TokenLogprob
 from astraea_local.profile import PolicyName
 
@@ -51,8 +52,33 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatePressure:
+    """What `reading` knows replaces what is measured; None ends the simulation."""
+
+    reading: Reading | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop and exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Go on with a context of another size; answered by `Reply`."""
+
+    request: int
+    size: int
+    """KV cells in total."""
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Unload the model, or load it again; answered by `Reply`."""
+
+    request: int
+    on: bool
 
 
 JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
@@ -85,8 +111,9 @@ class AskJob:
     job: str
 
 
-Question = JobAction | PauseScheduling | AskJob
-ToEngine = Submit | Cancel | EndJob | SetPolicy | Stop | Question
+CoreQuestion = JobAction | PauseScheduling | AskJob
+Question = Resize | Suspend | CoreQuestion
+ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +223,22 @@ class Reply:
     """The answer to a `Question`."""
 
     request: int
-    outcome: Literal["done", "unknown", "refused"]
-    """`unknown`: there is no such job. `refused`: not possible as things are."""
+    outcome: Literal["done", "unknown", "refused", "unavailable"]
+    """`unknown`: there is no such job. `refused`: not possible as things are. `unavailable`: no engine is
+    there to ask."""
     text: str
     """What was done, or why not."""
 
 
-ToFront = Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame | Reply
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The context has another size now."""
+
+    slots: int
+    context: int
+    job_context: int
+
+
+ToFront = (
+    Loading | Ready | LoadFailed | Delta | Started | Paused | Finished | Failed | Frame | Reply | Resized
+)

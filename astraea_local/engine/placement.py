@@ -1,19 +1,57 @@
 """Finds the longest known prefix of a prompt, and a sequence to run it in.
 
 Everything that holds KV counts: the job's own sequence, idle or running sequences of others, and parked
-states. What has to give way is decided by `scheduler.retention` and done here.
+states. Who gives way is decided by the retention policy and done here; long moves are done in slices, one
+or more in each step, so that those who run are not held up.
 """
 
+import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from astraea_local.engine.binding import Context, Tokens
-from astraea_local.engine.kvstore import RamStore, Snapshot
-from astraea_local.engine.slots import Sequence, SequenceTable, common_prefix
-from astraea_local.scheduler.retention import Fate, IdleKv, evict
+from astraea_local.engine.kv.parts import Part, Piece, path
+from astraea_local.engine.kv.store import ParkedStore, Parking
+from astraea_local.engine.kv.transfer import Transfer
+from astraea_local.engine.slots import Sequence, SequenceTable
+from astraea_local.engine.stall import Stall
+from astraea_local.scheduler.retention import IdleKv, Move, Retention, Situation
+from astraea_local.scheduler.speeds import Speeds
 
 # Below this, moving KV about is not worth the trouble of doing it.
 _MIN_REUSE = 16
+
+
+class Facts(Protocol):
+    """What the placer has to be told about jobs and the machine."""
+
+    def describe(self, sequence: Sequence) -> IdleKv:
+        """An idle sequence, as the retention policy sees it."""
+
+    def situation(self) -> Situation:
+        """The machine now."""
+
+    def speeds(self) -> Speeds:
+        """Measured speeds."""
+
+    def is_useful(self, job: str | None) -> bool:
+        """Whether the job is expected to come back."""
+
+    def is_running(self, job: str) -> bool:
+        """Whether a segment of the job has a sequence."""
+
+
+class Delay(enum.Enum):
+    """Why a segment was not placed."""
+
+    FULL = enum.auto()
+    """Every sequence is running or pinned."""
+    MOVING = enum.auto()
+    """A move for it is under way: ask again in the next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,163 +59,283 @@ class Source:
     """Where a prefix is."""
 
     length: int
-    holder: Sequence | Snapshot | None = None
+    holder: Sequence | Part | None = None
+
+
+@dataclass(slots=True)
+class _Restore:
+    """A parked state on its way into a sequence."""
+
+    target: Sequence
+    pieces: list[Piece]
+    length: int
+    done: int = 0
 
 
 class Placer:
-    """Places segments into sequences of one context."""
+    """Places segments into the sequences of one context."""
 
     def __init__(
         self,
         context: Context,
         table: SequenceTable,
-        store: RamStore,
+        store: ParkedStore,
+        transfer: Transfer,
         *,
+        policy: Retention,
+        facts: Facts,
         min_tokens: int,
-        is_useful: Callable[[str | None], bool],
-        is_pinned: Callable[[str | None], bool] = lambda _job: False,
         note: Callable[[str], None],
     ) -> None:
-        """`is_useful` says whether a job is expected back, `is_pinned` whether its KV must stay in its slot;
-        `note` gets a line for the event log."""
+        """`note` gets a line for the event log."""
         self._context = context
         self._table = table
         self._store = store
+        self.transfer = transfer
+        self.policy = policy
+        self._facts = facts
         self._min_tokens = min_tokens
-        self._is_useful = is_useful
-        self._is_pinned = is_pinned
         self._note = note
+        self._restores: dict[int | str, _Restore] = {}
+        """By segment, or by job when it is brought back before it asks."""
+        self._leaving: Sequence | None = None
+        """An idle sequence whose state is being copied because its place is needed."""
+
+    # -- finding -----------------------------------------------------------------------------------
 
     def find(self, prompt: Tokens, job: str) -> Source:
         """The holder of the longest usable prefix; at equal length the cheapest one to take it from."""
         best = Source(0)
         best_cost = 9
         for sequence in self._table:
+            if sequence.reserved:
+                continue
             length = self._table.usable_prefix(sequence, prompt)
             cost = (0 if sequence.job == job else 1) if sequence.segment is None else 2
             if length > best.length or (length == best.length > 0 and cost < best_cost):
                 best, best_cost = Source(length, sequence), cost
-        for snapshot in self._store.snapshots:
-            length = self._usable(snapshot, prompt)
-            if length > best.length:
-                best, best_cost = Source(length, snapshot), 3
+        part, length = self._store.find(prompt[:-1])
+        if part is not None and length > best.length and self._pays(part, length, best.length):
+            best = Source(length, part)
         return best if best.length >= _MIN_REUSE else Source(0)
 
-    def place(self, prompt: Tokens, job: str, now: float) -> tuple[Sequence, int] | None:
-        """A sequence holding the longest known prefix of `prompt`, and the prefix's length.
+    def restore_s(self, source: Source) -> float:
+        """Predicted seconds to bring the source's KV into a sequence."""
+        if not isinstance(source.holder, Part):
+            return 0.0
+        return self._moving_s(source.holder, source.length)
 
-        None when every sequence is running.
-        """
-        source = self.find(prompt, job)
-        holder = source.holder
-        if isinstance(holder, Sequence):
-            placed = self._from_sequence(holder, source.length, job, now)
-        elif isinstance(holder, Snapshot):
-            placed = self._from_snapshot(holder, source.length, job, now)
-        else:
-            placed = self.vacate(now), 0
-        sequence, length = placed
-        if sequence is None:
+    def _pays(self, part: Part, length: int, otherwise: int) -> bool:
+        """Whether restoring is quicker than computing what `otherwise` would be missing."""
+        again = self._facts.speeds().prefill(length - otherwise, otherwise)
+        return self._moving_s(part, length) < again
+
+    def _moving_s(self, part: Part, length: int) -> float:
+        speeds = self._facts.speeds()
+        missing = self._store.missing_bytes(part, length) / speeds.disk_read_bytes_s
+        return missing + self._store.bytes_of(part, length) / speeds.restore_bytes_s
+
+    # -- placing -----------------------------------------------------------------------------------
+
+    def place(
+        self, segment: int, prompt: Tokens, job: str, now: float, stall: Stall
+    ) -> tuple[Sequence, int] | Delay:
+        """A sequence holding the longest known prefix of `prompt`, and the prefix's length."""
+        if job in self._restores:
+            self._resume(job, Stall(None))
+        placed = self._resume(segment, stall) if segment in self._restores else None
+        if placed is None:
+            source = self.find(prompt, job)
+            match source.holder:
+                case Sequence():
+                    placed = self._from_sequence(source.holder, source.length, job, stall)
+                case Part():
+                    placed = self._from_part(segment, source.holder, source.length, stall)
+                case None:
+                    empty = self.vacate(stall)
+                    placed = empty if isinstance(empty, Delay) else (empty, 0)
+        if not isinstance(placed, Delay):
+            placed[0].job, placed[0].last_used = job, now
+        return placed
+
+    def bring_back(self, job: str, part: Part, length: int, stall: Stall) -> Sequence | Delay:
+        """Restores a job's state before it asks for it; call again while it is `MOVING`."""
+        placed = self._resume(job, stall) if job in self._restores else None
+        placed = placed or self._from_part(job, part, length, stall)
+        if isinstance(placed, Delay):
+            return placed
+        placed[0].job = job
+        return placed[0]
+
+    def shift(self, sequence: Sequence, stall: Stall) -> bool:
+        """Moves a state to the lowest free cells of the pool; on failure the sequence is empty."""
+        with stall.timed():
+            moved = self.transfer.shift(sequence.id, len(sequence.tokens))
+        if not moved:
+            self._table.clear(sequence)
+        return moved
+
+    def give_up(self, key: int | str) -> None:
+        """The segment is gone: what was being restored for it is left where it is."""
+        restore = self._restores.pop(key, None)
+        if restore is not None:
+            self._end(restore)
+            self._table.clear(restore.target)
+
+    def give_up_all(self) -> None:
+        """Leaves every state that is being restored where it is."""
+        for key in list(self._restores):
+            self.give_up(key)
+
+    def _from_sequence(
+        self, source: Sequence, length: int, job: str, stall: Stall
+    ) -> tuple[Sequence, int] | Delay:
+        tail = len(source.tokens) - length
+        idle = source.segment is None
+        mine = source.job == job or tail == 0 or not self._facts.is_useful(source.job)
+        if idle and (mine or self.covers(source)):
+            self._table.trim(source, length)
+            return source, len(source.tokens)
+        target = self.vacate(stall, keep=source)
+        if isinstance(target, Sequence):
+            self._table.copy(source, target, length)
+            return target, len(target.tokens)
+        if not idle or target is Delay.MOVING:
+            return target
+        # The only idle sequence is the source itself: its owner's tail goes to RAM first.
+        if self.park(source, stall) is Parking.MORE:
+            return Delay.MOVING
+        self._table.trim(source, length)
+        return source, len(source.tokens)
+
+    def _from_part(
+        self, segment: int | str, part: Part, length: int, stall: Stall
+    ) -> tuple[Sequence, int] | Delay:
+        if not self._store.fetch(part, length):
+            # Read from disk meanwhile, or just found to be lost.
+            return Delay.MOVING
+        target = self.vacate(stall)
+        if isinstance(target, Delay):
+            return target
+        pieces = path(part, length)
+        # Pieces are loaded whole and trimmed afterwards.
+        loose = max(piece.part.end - piece.part.start for piece in pieces)
+        if not self.make_room(length + loose, stall, keep=target):
+            # It was found, but with others in the way it does not fit beside itself: compute it.
+            if self._leaving is not None:
+                return Delay.MOVING
+            return target, 0
+        for piece in pieces:
+            piece.part.busy += 1
+        target.reserved = True
+        self._restores[segment] = _Restore(target, pieces, length)
+        return self._resume(segment, stall) or (target, 0)
+
+    def _resume(self, segment: int | str, stall: Stall) -> tuple[Sequence, int] | Delay | None:
+        """Goes on with a restore; None when it failed, with its sequence empty."""
+        restore = self._restores[segment]
+        if not all(self._store.knows(p.part) and p.part.buffer is not None for p in restore.pieces):
+            self.give_up(segment)
             return None
-        sequence.job, sequence.last_used = job, now
-        return sequence, length
+        began = time.perf_counter()
+        failed = False
+        with stall.timed():
+            if self.transfer.sliced:
+                rate = self._facts.speeds().restore_bytes_s
+                while restore.done < len(restore.pieces) and not failed:
+                    piece = restore.pieces[restore.done]
+                    if restore.done and not stall.allows(time.perf_counter() - began + piece.size / rate):
+                        return Delay.MOVING
+                    failed = not self.transfer.append(restore.target.id, piece)
+                    self._table.append(restore.target, piece.part.tokens[: piece.end - piece.start])
+                    restore.done += 1
+            else:
+                failed = not self.transfer.load(restore.target.id, restore.pieces)
+        del self._restores[segment]
+        self._end(restore)
+        if failed:
+            self._context.seq_rm(restore.target.id)
+            self._table.clear(restore.target)
+            self._store.discard(restore.pieces[-1].part, "llama.cpp did not accept it")
+            return None
+        self._store.restored(restore.pieces, time.perf_counter() - began)
+        if not self.transfer.sliced:
+            tokens = [p.part.tokens[: p.end - p.start] for p in restore.pieces]
+            self._table.adopt(restore.target, np.concatenate(tokens))
+        return restore.target, restore.length
 
-    def vacate(self, now: float, *, keep: Sequence | None = None) -> Sequence | None:
+    def _end(self, restore: _Restore) -> None:
+        restore.target.reserved = False
+        for piece in restore.pieces:
+            piece.part.busy -= 1
+
+    # -- making room -------------------------------------------------------------------------------
+
+    def vacate(self, stall: Stall, *, keep: Sequence | None = None) -> Sequence | Delay:
         """An empty sequence; an idle one is evicted when there is none. `keep` is spared."""
         free = self._table.free()
-        return free if free is not None else self._evict(now, keep)
+        return free if free is not None else self._evict(stall, keep)
 
-    def make_room(self, cells: int, now: float, *, keep: Sequence | None = None) -> bool:
+    def make_room(self, cells: int, stall: Stall, *, keep: Sequence | None = None) -> bool:
         """Frees cells of a unified pool by evicting idle sequences, until `cells` are free."""
         while self._table.unified and self._table.cells_free < cells:
-            if self._evict(now, keep) is None:
+            if isinstance(self._evict(stall, keep), Delay):
                 return False
         return True
 
-    def park(self, sequence: Sequence, now: float) -> bool:
-        """Copies a sequence's state to RAM and leaves the sequence as it is."""
-        return self._store.park(
-            self._context,
-            sequence.id,
-            sequence.tokens.view(),
-            sequence.job,
-            now,
-            useful=self._is_useful(sequence.job),
-        )
-
-    def _from_sequence(
-        self, source: Sequence, length: int, job: str, now: float
-    ) -> tuple[Sequence | None, int]:
-        tail = len(source.tokens) - length
-        idle = source.segment is None
-        if idle and (source.job == job or tail == 0 or not self._is_useful(source.job)):
-            self._table.trim(source, length)
-            return source, length
-        target = self.vacate(now, keep=source)
-        if target is not None:
-            self._table.copy(source, target, length)
-            return target, len(target.tokens)
-        if not idle:
-            return None, 0
-        # The only idle sequence is the source itself: its owner's tail goes to RAM first.
-        self.park(source, now)
-        self._table.trim(source, length)
-        return source, length
-
-    def _from_snapshot(
-        self, snapshot: Snapshot, length: int, job: str, now: float
-    ) -> tuple[Sequence | None, int]:
-        target = self.vacate(now)
-        if target is None:
-            return None, 0
-        if snapshot not in self._store.snapshots or not self.make_room(
-            len(snapshot.tokens), now, keep=target
-        ):
-            return target, 0
-        if not self._store.restore(self._context, snapshot, target.id, now):
-            self._note(
-                f"restoring {len(snapshot.tokens)} tokens of {snapshot.job} failed: they are recomputed"
-            )
-            return target, 0
-        self._table.adopt(target, snapshot.tokens)
-        if snapshot.job == job or length == len(snapshot.tokens):
-            self._store.drop(snapshot)
-        self._table.trim(target, length)
-        return target, len(target.tokens)
-
-    def _usable(self, snapshot: Snapshot, prompt: Tokens) -> int:
-        common = common_prefix(snapshot.tokens, prompt)
-        limit = len(prompt) - 1
-        if not self._table.trimmable:
-            return common if common == len(snapshot.tokens) <= limit else 0
-        return min(common, limit)
-
-    def _evict(self, now: float, keep: Sequence | None) -> Sequence | None:
-        states = [
-            IdleKv(
-                holder=s.id,
-                tokens=len(s.tokens),
-                last_used=s.last_used,
-                useful=self._is_useful(s.job),
-                covered=self._covered(s),
-            )
-            for s in self._table.idle()
-            if s is not keep and not self._is_pinned(s.job)
-        ]
-        choice = evict(states, min_tokens=self._min_tokens, can_park=self._store.budget > 0)
-        if choice is None:
-            return None
-        victim = self._table.sequences[choice.holder]
-        if choice.fate is Fate.PARK and not self.park(victim, now):
-            self._note(f"no room in RAM for {len(victim.tokens)} tokens of {victim.job}: dropped")
-        self._table.clear(victim)
-        return victim
-
-    def _covered(self, sequence: Sequence) -> bool:
+    def covers(self, sequence: Sequence) -> bool:
+        """Whether the same tokens are parked, or in another sequence."""
         tokens = sequence.tokens.view()
-        return self._store.covers(tokens) or any(
+        return self._store.covered(tokens) == len(tokens) or any(
             other is not sequence
             and len(other.tokens) > len(tokens)
-            and common_prefix(other.tokens.view(), tokens) == len(tokens)
+            and self._table.usable_prefix(other, _longer(tokens)) == len(tokens)
             for other in self._table
         )
+
+    def park(self, sequence: Sequence, stall: Stall) -> Parking:
+        """Copies a sequence's state to RAM, as far as this step's time allows, and leaves the sequence."""
+        speeds = self._facts.speeds()
+        token_s = speeds.kv_token_bytes / speeds.save_bytes_s
+        while True:
+            tokens = sequence.tokens.view()
+            most = stall.tokens(token_s)
+            if not stall.allows(token_s * (len(tokens) if most is None else most)):
+                return Parking.MORE
+            with stall.timed():
+                done = self._store.park(self.transfer, sequence.id, tokens, sequence.job, most=most)
+            if done is not Parking.MORE:
+                return done
+
+    def move_out(self, sequence: Sequence, move: Move, stall: Stall) -> bool:
+        """Takes an idle state out of its sequence; False when the copying is not finished yet."""
+        short = len(sequence.tokens) < self._min_tokens
+        if move is not Move.DROP and not short and not self.covers(sequence):
+            parked = self.park(sequence, stall)
+            if parked is Parking.MORE:
+                return False
+            if parked is Parking.FAILED:
+                count = len(sequence.tokens)
+                self._note(f"no room to park {count} tokens of {sequence.job}: dropped")
+        self._table.clear(sequence)
+        return True
+
+    def _evict(self, stall: Stall, keep: Sequence | None) -> Sequence | Delay:
+        victim = self._leaving
+        move = Move.RAM
+        if victim is None or victim is keep or victim.segment is not None or not len(victim.tokens):
+            idle = [self._facts.describe(s) for s in self._table.idle() if s is not keep]
+            choice = self.policy.gives_way(idle, self._facts.situation())
+            if choice is None:
+                return Delay.FULL
+            victim, move = self._table.sequences[choice.holder], choice.move
+        self._leaving = victim
+        if not self.move_out(victim, move, stall):
+            return Delay.MOVING
+        self._leaving = None
+        return victim
+
+
+def _longer(tokens: Tokens) -> Tokens:
+    """The tokens and one more, so that all of them count as a prefix."""
+    return np.append(tokens, np.int32(-1))

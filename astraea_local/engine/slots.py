@@ -80,6 +80,10 @@ class CellLedger:
         self._runs[chain[-1]][seq] += count
         self.used += count
 
+    def shares(self, seq: int) -> bool:
+        """Whether `seq` uses cells that others use too."""
+        return any(len(self._runs[run]) > 1 for run in self._chains.get(seq, []))
+
     def share(self, source: int, target: int, count: int) -> None:
         """`target`, which must be empty, takes the first `count` tokens of `source`."""
         chain = self._chains.setdefault(target, [])
@@ -121,17 +125,24 @@ class Sequence:
     segment: int | None = None
     """The running segment; None while idle or free."""
     last_used: float = 0.0
+    floor: int = 0
+    """A sliding window's earlier cells are gone before this: no shorter prefix can be taken from it."""
+    reserved: bool = False
+    """A state is being restored into it."""
 
 
 class SequenceTable:
     """Every change of the context's memory goes through here, so that the record is never wrong."""
 
     def __init__(self, context: Context, count: int, model_class: ModelClass) -> None:
+        """`count` may be less than the context has: what is beyond belongs to someone else."""
         self._context = context
         self.trimmable = model_class.can_trim
+        self._windowed = model_class is ModelClass.SWA
         self.unified = context.params.unified
         self.sequences = [Sequence(i) for i in range(count)]
         self._ledger = CellLedger()
+        self._highest = 0
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self.sequences)
@@ -151,13 +162,27 @@ class SequenceTable:
         """Free cells of the common pool; meaningless in the per-slot layout."""
         return self.cells_total - self._ledger.used
 
+    @property
+    def span(self) -> int:
+        """Cells of the common pool up to the highest that may be in use: attention goes over all of them."""
+        return max(self._highest, self._ledger.used)
+
+    def compacted(self) -> None:
+        """What is in use was moved to the lowest cells."""
+        self._highest = self._ledger.used
+
+    def shares(self, sequence: Sequence) -> bool:
+        """Whether cells of this sequence belong to others too."""
+        return self.unified and self._ledger.shares(sequence.id)
+
     def idle(self) -> list[Sequence]:
         """Sequences that hold KV and are not running."""
-        return [s for s in self.sequences if s.segment is None and len(s.tokens)]
+        return [s for s in self.sequences if s.segment is None and len(s.tokens) and not s.reserved]
 
     def free(self) -> Sequence | None:
         """An empty sequence, if any."""
-        return next((s for s in self.sequences if s.segment is None and not len(s.tokens)), None)
+        unused = (s for s in self.sequences if s.segment is None and not len(s.tokens) and not s.reserved)
+        return next(unused, None)
 
     def usable_prefix(self, sequence: Sequence, prompt: Tokens) -> int:
         """Leading tokens of `prompt` that can be taken from this sequence.
@@ -169,26 +194,30 @@ class SequenceTable:
         limit = len(prompt) - 1
         if not self.trimmable:
             return common if common == len(sequence.tokens) <= limit else 0
-        return min(common, limit)
+        length = min(common, limit)
+        return length if length >= sequence.floor else 0
 
     def append(self, sequence: Sequence, tokens: Tokens) -> None:
         """Records tokens that a decode has just put into the sequence."""
         sequence.tokens.extend(tokens)
         if self.unified:
             self._ledger.append(sequence.id, len(tokens))
+            self._highest = max(self._highest, self._ledger.used)
 
     def trim(self, sequence: Sequence, length: int) -> None:
         """Keeps the first `length` tokens; clears the sequence when the model cannot keep a part."""
         if length >= len(sequence.tokens):
             return
-        if length == 0 or not self._context.seq_rm(sequence.id, length, -1):
+        if length < max(1, sequence.floor) or not self._context.seq_rm(sequence.id, length, -1):
             self._context.seq_rm(sequence.id)
             length = 0
         sequence.tokens.trim(length)
         if self.unified:
             self._ledger.trim(sequence.id, length)
+            if not self._ledger.used:
+                self._highest = 0
         if length == 0:
-            sequence.job = None
+            sequence.job, sequence.floor = None, 0
 
     def clear(self, sequence: Sequence) -> None:
         """Empties the sequence."""
@@ -203,14 +232,17 @@ class SequenceTable:
             self._context.seq_cp(source.id, target.id, 0, length)
             self._ledger.share(source.id, target.id, length)
             target.tokens = TokenBuffer(source.tokens.view(0, length))
+            target.floor = source.floor
             return
         self._context.seq_cp(source.id, target.id)
-        target.tokens = TokenBuffer(source.tokens.view())
+        target.tokens, target.floor = TokenBuffer(source.tokens.view()), source.floor
         self.trim(target, length)
 
     def adopt(self, sequence: Sequence, tokens: Tokens) -> None:
-        """Records the content of a sequence whose state was just restored from a snapshot."""
+        """Records that the state of these tokens was restored into a sequence that was empty."""
         sequence.tokens = TokenBuffer(tokens)
+        sequence.floor = len(tokens) if self._windowed else 0
         if self.unified:
             self._ledger.trim(sequence.id, 0)
             self._ledger.append(sequence.id, len(tokens))
+            self._highest = max(self._highest, self._ledger.used)

@@ -21,6 +21,7 @@ from typing import Literal
 
 from astraea_local.engine import worker
 from astraea_local.engine.eventlog import EventLog
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import (
     AskJob,
     Cancel,
@@ -38,10 +39,14 @@ from astraea_local.engine.messages import (
     Question,
     Ready,
     Reply,
+    Resize,
+    Resized,
     SetPolicy,
+    SimulatePressure,
     Started,
     Stop,
     Submit,
+    Suspend,
     ToEngine,
     ToFront,
 )
@@ -60,25 +65,12 @@ _MAX_CRASHES = 5
 _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.25
 _MAX_BACKOFF_S = 30.0
-_STOP_S = 5.0
-# A question is answered between two steps, which may take long on a slow machine.
-_ANSWER_S = 30.0
+# More than the engine takes to write parked states to disk.
+_STOP_S = 15.0
 
 
 class EngineStartError(Exception):
     """The engine cannot start; the message is fit for a user."""
-
-
-class Unavailable(Exception):
-    """The engine cannot answer now; the message says why, and trying again may help."""
-
-
-class UnknownJob(Exception):
-    """There is no job of that name."""
-
-
-class NotPossible(Exception):
-    """What was asked for is not possible as things are; the message says why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +109,7 @@ class Engine:
         self._on_progress = on_progress
         self._ids = itertools.count(1)
         self._handles: dict[int, Handle] = {}
+        self._asked: dict[int, asyncio.Future[Reply]] = {}
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._generation = 0
@@ -127,8 +120,6 @@ class Engine:
         self._frame_changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._asked: dict[int, asyncio.Future[Reply]] = {}
-        self._scheduling_paused = False
         self.ready: Ready | None = None
         self.status: Status = "loading"
         self.progress = 0.0
@@ -136,6 +127,8 @@ class Engine:
         self.failure = ""
         self.frame: StateFrame | None = None
         self.log = EventLog()
+        self._scheduling_paused = False
+        self.simulated: Reading | None = None
 
     @property
     def in_flight(self) -> int:
@@ -182,27 +175,39 @@ class Engine:
         if self.status == "ready":
             self._send([SetPolicy(name)])
 
-    async def act(self, job: str, action: JobVerb, value: int = 0) -> str:
-        """Does something with a job and returns what was done; `value` is the priority, for `priority`.
-
-        Raises `UnknownJob`, `NotPossible` and `Unavailable`.
-        """
-        return await self._ask(lambda request: JobAction(request, job, action, value))
-
-    async def pause_scheduling(self, on: bool) -> str:
-        """Admits nothing new while `on`, after a restart of the engine as well. Raises `Unavailable`."""
-        done = await self._ask(lambda request: PauseScheduling(request, on))
-        self._scheduling_paused = on
-        return done
-
-    async def job_detail(self, job: str) -> str:
-        """A job's `JobDetail` as JSON. Raises `UnknownJob` and `Unavailable`."""
-        return await self._ask(lambda request: AskJob(request, job))
-
     @property
     def policy(self) -> PolicyName:
         """The policy in force."""
         return self._spec.profile.scheduler.policy
+
+    async def resize(self, size: int, slots: int) -> Reply:
+        """Goes on with a context of that many cells and slots; says what was done or why not."""
+        return await self._ask(Resize(self.next_id(), size, slots))
+
+    async def suspend(self, on: bool) -> Reply:
+        """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""
+        return await self._ask(Suspend(self.next_id(), on))
+
+    async def act(self, job: str, action: JobVerb, value: int = 0) -> Reply:
+        """Does something with a job; says what was done or why not. `value` is for `priority`."""
+        return await self._ask(JobAction(self.next_id(), job, action, value))
+
+    async def pause_scheduling(self, on: bool) -> Reply:
+        """Admits nothing new while `on`, after a restart of the engine as well."""
+        reply = await self._ask(PauseScheduling(self.next_id(), on))
+        if reply.outcome == "done":
+            self._scheduling_paused = on
+        return reply
+
+    async def job_detail(self, job: str) -> Reply:
+        """A job's `JobDetail` as JSON."""
+        return await self._ask(AskJob(self.next_id(), job))
+
+    def simulate_pressure(self, reading: Reading | None) -> None:
+        """Goes on as if memory were like that, after a restart of the engine as well; None ends it."""
+        self.simulated = reading
+        if self.status == "ready":
+            self._send([SimulatePressure(reading)])
 
     async def next_frame(self, wait_s: float) -> bool:
         """Waits for a newer frame; False when none came in time."""
@@ -222,27 +227,10 @@ class Engine:
             self._restart.cancel()
         for handle in list(self._handles.values()):
             self._give(handle, Failed(handle.request.segment, "the server is stopping", "stopping", True))
+        for request in list(self._asked):
+            self._on_reply(Reply(request, "unavailable", "the server is stopping"))
         self._send([Stop()])
         await asyncio.to_thread(self._end_process)
-
-    async def _ask(self, question: Callable[[int], Question]) -> str:
-        if self.status != "ready":
-            raise Unavailable(f"the engine is {self.status}: try again later")
-        request = next(self._ids)
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._asked[request] = future
-        self._send([question(request)])
-        try:
-            reply = await asyncio.wait_for(future, _ANSWER_S)
-        except TimeoutError:
-            raise Unavailable(f"the engine did not answer within {_ANSWER_S:.0f} s") from None
-        finally:
-            self._asked.pop(request, None)
-        if reply.outcome == "unknown":
-            raise UnknownJob(reply.text)
-        if reply.outcome == "refused":
-            raise NotPossible(reply.text)
-        return reply.text
 
     # -- the child ---------------------------------------------------------------------------------
 
@@ -281,6 +269,14 @@ class Engine:
             if not post(self._on_messages, messages):
                 return
 
+    async def _ask(self, question: Question) -> Reply:
+        if self.status != "ready":
+            return Reply(question.request, "unavailable", f"the engine is {self.status}: try again later")
+        asked: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked[question.request] = asked
+        self._send([question])
+        return await asked
+
     def _send(self, messages: list[ToEngine]) -> None:
         # A dead child is noticed by the reader, which decides what becomes of the requests.
         with contextlib.suppress(OSError):
@@ -315,18 +311,21 @@ class Engine:
                     self._on_load_failed(text)
                 case Frame(json):
                     self._on_frame(json)
-                case Reply(request):
-                    if (future := self._asked.get(request)) is not None and not future.done():
-                        future.set_result(message)
-                case Started() | Delta() | Paused() | Finished() | Failed():
+                case Reply():
+                    self._on_reply(message)
+                case Resized():
+                    self._on_resized(message)
+                case _:
                     self._on_segment(message)
 
     def _on_ready(self, message: Ready) -> None:
         self.ready = message
         self.status = "ready"
         self._ready_at = time.monotonic()
+        if self.simulated is not None:
+            self._send([SimulatePressure(self.simulated)])
         if self._scheduling_paused:
-            self._send([PauseScheduling(next(self._ids), True)])
+            self._send([PauseScheduling(self.next_id(), True)])
         self._send([h.request for h in self._handles.values()])
         if self._started is not None and not self._started.done():
             self._started.set_result(message)
@@ -335,9 +334,22 @@ class Engine:
         self._generation += 1
         self._fail_for_good(text)
 
+    def _on_reply(self, reply: Reply) -> None:
+        asked = self._asked.pop(reply.request, None)
+        if asked is not None and not asked.done():
+            asked.set_result(reply)
+
+    def _on_resized(self, sizes: Resized) -> None:
+        if self.ready is not None:
+            self.ready = replace(
+                self.ready, slots=sizes.slots, context=sizes.context, job_context=sizes.job_context
+            )
+
     def _on_frame(self, json: bytes) -> None:
         frame = StateFrame.model_validate_json(json)
-        frame.status, frame.restarts = self.status, self.restarts
+        if not (self.status == "ready" and frame.status == "paused"):
+            frame.status = self.status
+        frame.restarts = self.restarts
         frame.events = self.log.take(frame.events)
         self.frame = frame
         self._frame_changed.set()
@@ -384,12 +396,11 @@ class Engine:
         _logger.error("the engine died (%s)", _exit_words(code))
         self._tell("error", f"the engine died ({_exit_words(code)})")
         self.log.begin_life()
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(Unavailable("the engine died before it answered: try again"))
         if self._started is not None and not self._started.done():
             self._fail_for_good(f"the engine died while loading the model ({_exit_words(code)})")
             return
+        for request in list(self._asked):
+            self._on_reply(Reply(request, "unavailable", f"the engine died ({_exit_words(code)})"))
         for handle in list(self._handles.values()):
             self._decide_rerun(handle, code)
         if self._crashes > _MAX_CRASHES:

@@ -143,6 +143,13 @@ class Timelines:
             expected = self._scheduler.predictor.wait(job)
             life.wait = _Wait(now, expected.quantile(0.5), expected.quantile(0.9), [_Span("tool", now)])
 
+    def calls_tool(self, job_id: str) -> None:
+        """The scheduler has just been told which tool the job waits for."""
+        job, life = self._scheduler.jobs.get(job_id), self._lives.get(job_id)
+        if job is not None and life is not None and life.wait is not None:
+            expected = self._scheduler.predictor.wait(job)
+            life.wait.p50, life.wait.p90 = expected.quantile(0.5), expected.quantile(0.9)
+
     def kv_at(self, now: float, job_id: str, tier: KvTier) -> None:
         """Where a job's KV is; changes are noticed when they are told."""
         life = self._lives.get(job_id)

@@ -19,12 +19,26 @@ import psutil
 
 from astraea_local import calibration
 from astraea_local.calibration import Layout
-from astraea_local.engine.actions import answer
+from astraea_local.engine.actions import act
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
-from astraea_local.engine.binding import BindingError, Context, ContextParams, Model, ModelClass
+from astraea_local.engine.binding import (
+    BindingError,
+    Context,
+    ContextParams,
+    Model,
+    ModelClass,
+    Vocab,
+    used_gpus,
+)
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
 from astraea_local.engine.experience import Experience
 from astraea_local.engine.frames import FrameBuilder
+from astraea_local.engine.kv.folder import default_root
+from astraea_local.engine.kv.tiers import Tiers, open_tiers
+from astraea_local.engine.kv.transfer import Form
+from astraea_local.engine.memory import MemoryProbe
+from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.messages import (
     AskJob,
     Cancel,
@@ -35,19 +49,28 @@ from astraea_local.engine.messages import (
     Loading,
     PauseScheduling,
     Ready,
+    Reply,
+    Resize,
     SetPolicy,
+    SimulatePressure,
     Stop,
     Submit,
+    Suspend,
     ToEngine,
     ToFront,
 )
 from astraea_local.engine.speed import device_of
-from astraea_local.profile import Profile
+from astraea_local.profile import Profile, override
+from astraea_local.scheduler.pressure import Amount
 
 _logger = logging.getLogger(__name__)
 
 _FRAME_S = 0.25
 _IDLE_S = 1.0
+# While the disk works or idle states are being copied, and nothing runs.
+_MOVING_S = 0.01
+# A clean stop writes parked states to disk for at most so long.
+_FLUSH_S = 10.0
 # per_slot is chosen by `auto` when it leaves a job at least this much, or all the model was trained for.
 _ENOUGH_PER_SLOT = 2048
 # Sequences per slot in the unified layout: idle jobs stay resident there without holding a slot.
@@ -102,8 +125,14 @@ def main(spec: EngineSpec, connection: Connection) -> None:
     pipe = Pipe(connection)
     with contextlib.suppress(FrontGone):
         try:
-            with load(spec, pipe) as model, new_context(model, spec.profile) as context:
-                serve(spec, model, context, pipe)
+            # Samplers hold on to the vocabulary, which must therefore outlive an unloaded model.
+            with Model(spec.model_path, vocab_only=True) as tokenizer:
+                model = load(spec, pipe)
+                loaded = Loaded(model, new_context(model, spec.profile))
+                try:
+                    serve(spec, loaded, tokenizer.vocab, pipe)
+                finally:
+                    loaded.close()
         except BindingError as error:
             pipe.send([LoadFailed(str(error))])
 
@@ -166,26 +195,54 @@ def context_params(profile: Profile, model_class: ModelClass, n_ctx_train: int) 
     )
 
 
-def serve(spec: EngineSpec, model: Model, context: Context, pipe: Pipe) -> None:
+def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     """Steps until told to stop. Raises `FrontGone`."""
-    profile = spec.profile
+    profile, model, context = spec.profile, loaded.model, loaded.context
     found = calibration.load(spec.model_path, profile, device_of(model, profile, context.params.threads))
     layout: Layout = "unified" if context.params.unified else "per_slot"
     speeds = None if found is None else found.speeds_in(layout)
     settings = profile.scheduler
     experience = Experience(model.path.stem, profile.prediction, settings.predicted_output_tokens)
+    notes: list[str] = []
+
+    def tiers(form: Form) -> Tiers:
+        on_gpu = model.offloaded != "none"
+        return open_tiers(profile, spec.model_path, context, form, on_gpu=on_gpu, note=notes.append)
+
     core = EngineCore(
         model,
         context,
         profile,
+        vocab=vocab,
         speeds=speeds,
         predictor=experience.predictor,
         record=experience.record,
+        open_tiers=tiers,
     )
     core.note("info", _known(speeds is not None, experience.records))
+    if (parts := len(core.residency.store.tree)) and core.residency.store.disk is not None:
+        core.note("info", f"{parts} parked KV states found on disk")
+    elastic = Elastic(
+        core,
+        loaded,
+        load_model=lambda: load(spec, pipe),
+        params_for=lambda model, size, slots: context_params(
+            override(profile, {"context.size": size, "context.slots": slots}),
+            model.model_class,
+            model.n_ctx_train,
+        ),
+    )
+    folder = core.residency.store.folder or default_root()
+    gpus = used_gpus(profile.model.gpu_layers, profile.model.split, profile.model.main_gpu)
+    probe = MemoryProbe(gpus, folder, profile.memory.poll_ms / 1000)
+    watch = MemoryWatch(probe, profile.memory, model.size_bytes)
+    watch.start()
     try:
-        _loop(core, experience, pipe, calibrated=speeds is not None)
+        _loop(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
     finally:
+        watch.close()
+        # Also when the front is gone: who starts the server again finds its agents' states.
+        elastic.flush(_FLUSH_S)
         experience.close()
         core.close()
 
@@ -195,8 +252,16 @@ def _known(calibrated: bool, records: int) -> str:
     return f"{speeds}; {records} earlier segments to predict from"
 
 
-def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: bool) -> None:
-    frames = FrameBuilder(core)
+def _loop(
+    core: EngineCore,
+    elastic: Elastic,
+    watch: MemoryWatch,
+    experience: Experience,
+    pipe: Pipe,
+    *,
+    calibrated: bool,
+) -> None:
+    frames = FrameBuilder(core, watch)
     info = frames.server_info()
     pipe.send(
         [
@@ -218,10 +283,9 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
     gc.collect()
     gc.freeze()
     next_frame = 0.0
-    was_busy = False
+    was_busy, idle = False, True
     while True:
-        out: list[ToFront] = []
-        for message in pipe.receive(0 if core.busy else _IDLE_S):
+        for message in pipe.receive(0 if core.busy else _IDLE_S if idle else _MOVING_S):
             match message:
                 case Submit():
                     core.submit(message)
@@ -231,16 +295,20 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
                     core.end_job(message)
                 case SetPolicy(name):
                     core.set_policy(name)
+                case SimulatePressure(reading):
+                    watch.simulate(reading)
+                case Resize() | Suspend():
+                    pipe.send(answer(message, elastic))
                 case JobAction() | PauseScheduling() | AskJob():
-                    out.append(answer(core, message))
-                    # What was done is seen in the very next frame.
-                    next_frame = 0.0 if not isinstance(message, AskJob) else next_frame
+                    pipe.send([act(core, message)])
                 case Stop():
                     return
         if core.busy:
             core.step()
-        out += core.take_messages()
+        idle = core.busy or not core.idle()
+        out = core.take_messages()
         now = time.monotonic()
+        out += relieve(core, elastic, watch, now)
         # Becoming idle is shown at once: the next look may be a second away.
         if now >= next_frame or (was_busy and not core.busy):
             core.forget_old_jobs()
@@ -250,3 +318,33 @@ def _loop(core: EngineCore, experience: Experience, pipe: Pipe, *, calibrated: b
             next_frame = now + _FRAME_S
         was_busy = core.busy
         pipe.send(out)
+
+
+def answer(question: Resize | Suspend, elastic: Elastic) -> list[ToFront]:
+    """Does what was asked for; says what was done and what changed by it."""
+    try:
+        match question:
+            case Resize(_, size, slots):
+                text = elastic.resize(size, slots, "on request")
+            case Suspend(_, on):
+                text = elastic.pause() if on else elastic.resume()
+    except ResizeRefused as error:
+        return [Reply(question.request, "refused", str(error))]
+    return [elastic.now, Reply(question.request, "done", text)]
+
+
+def relieve(core: EngineCore, elastic: Elastic, watch: MemoryWatch, now: float) -> list[ToFront]:
+    """Looks at the memory, and gives back or takes what the pressure asks for."""
+    table = None if elastic.paused else core.table
+    cells = None if table is None else Amount(table.cells_total, table.cells_total - table.cells_used)
+    change = watch.tick(now, cells, elastic.state)
+    if watch.labels != core.levels:
+        core.pressure_changed(watch.labels)
+    if change is None:
+        return []
+    try:
+        elastic.resize(change.size, change.slots, change.reason)
+    except ResizeRefused as error:
+        core.note("warning", f"the context keeps its size: {error}")
+        return []
+    return [elastic.now]

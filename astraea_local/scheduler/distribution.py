@@ -100,6 +100,17 @@ class Distribution:
         above = self.beyond(reached)
         return 1.0 - self.beyond(reached + more) / above if above > 0 else 0.0
 
+    def rest(self, reached: float) -> "Distribution":
+        """The distribution of what is left, given that `reached` was passed; its mean is `remaining`.
+
+        What is within a rounding error of `reached` counts as passed.
+        """
+        passed = reached + 1e-9 * (1.0 + reached)
+        index = bisect_right(self.points, passed)
+        if self._above[index] <= 0.0:
+            return Distribution.of([self.remaining(passed)])
+        return Distribution.of([p - reached for p in self.points[index:]], self.weights[index:])
+
     def scaled(self, factor: float) -> "Distribution":
         """The distribution of `factor` times the quantity."""
         return Distribution.of([p * factor for p in self.points], self.weights)

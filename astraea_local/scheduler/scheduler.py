@@ -47,8 +47,6 @@ class View:
     """KV cells that admitted segments may take, reclaimable ones included; None = no common pool."""
     deferred: frozenset[int] = frozenset()
     """Segments whose prefix another running segment is computing at this moment."""
-    closed: bool = False
-    """Nothing is to be admitted; what runs goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +255,8 @@ class Scheduler:
         width = self.width(now, view.speeds)
         self._observe(now, Conditions(view.speeds, width, self._backlog))
         policy, running = self.policy, self.running
-        stays = view.closed or (policy.batches and running)
-        free = 0 if stays else max(0, width - len(running))
-        wanted = 0 if view.closed else free or int(policy.preempts)
+        free = 0 if policy.batches and running else max(0, width - len(running))
+        wanted = free or int(policy.preempts)
         ready = [
             self.segments[i]
             for i in self.queue.best(

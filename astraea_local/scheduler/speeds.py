@@ -51,3 +51,7 @@ class Speeds:
     def restore(self, tokens: int) -> float:
         """Copying the KV state of `tokens` back from host memory."""
         return tokens * self.kv_token_bytes / self.restore_bytes_s
+
+    def disk_read(self, tokens: int) -> float:
+        """Reading the KV state of `tokens` from disk into host memory."""
+        return tokens * self.kv_token_bytes / self.disk_read_bytes_s

@@ -95,6 +95,7 @@ def test_an_unknown_job_is_not_found(http: httpx.Client) -> None:
 def test_what_is_not_possible_says_why(http: httpx.Client) -> None:
     _ask(http, "idle")
     error = _error(_act(http, "idle", "cancel"), 409)
+    assert error["code"] == "not_possible_now"
     assert error["message"] == "idle: it has no request that is queued or running"
 
 

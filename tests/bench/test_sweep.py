@@ -89,6 +89,15 @@ def test_retention_is_part_of_the_name() -> None:
     assert (other.recomputed_share, other.drops) == (0, 0)
 
 
+def test_retentions_are_compared_under_one_policy() -> None:
+    """Only what keeps nothing computes contexts again where room is ample."""
+    names = ("drop", "keep", "lru", "paper", "adaptive")
+    runs = run(small(policies=tuple(f"astraea+{name}" for name in names))).runs
+    assert tuple(each.retention for each in runs) == names
+    assert [each.recomputed_share > 0 for each in runs] == [True, False, False, False, False]
+    assert max(each.mean_s for each in runs) == runs[0].mean_s
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("fcfs", ("fcfs", "drop")), ("oracle+ttl", ("oracle", "ttl")), ("sjf", ("sjf", "lru"))],

@@ -5,8 +5,8 @@ from multiprocessing.connection import Connection
 
 from astraea_local.engine import worker
 from astraea_local.engine.core import EngineCore
-from astraea_local.engine.messages import Submit
-from astraea_local.engine.worker import EngineSpec
+from astraea_local.engine.messages import Ready, SimulatePressure, Stop, Submit
+from astraea_local.engine.worker import EngineSpec, Pipe
 
 FLAG = "ASTRAEA_TEST_FLAG"
 
@@ -22,6 +22,7 @@ def asserts_once(spec: EngineSpec, connection: Connection) -> None:
             original(core, request)
             core.step()
             # Partial copies between streams are what llama.cpp forbids by an assert.
+            assert core.context is not None
             core.context.seq_cp(0, 1, 0, 1)
 
         EngineCore.submit = submit  # type: ignore[method-assign, assignment]
@@ -44,3 +45,23 @@ def never_starts(spec: EngineSpec, connection: Connection) -> None:
     """Dies before it says anything."""
     del spec, connection
     os._exit(3)
+
+
+def notes_pressure(spec: EngineSpec, connection: Connection) -> None:
+    """Writes a line for each simulated reading it is told, then says that it serves."""
+
+    def serve(
+        core: object, elastic: object, watch: object, experience: object, pipe: Pipe, *, calibrated: bool
+    ) -> None:
+        del core, elastic, watch, experience, calibrated
+        pipe.send([Ready("m", "full", "", "per_slot", 1, 512, 512, os.getpid())])
+        while True:
+            for message in pipe.receive(1.0):
+                if isinstance(message, SimulatePressure):
+                    with open(os.environ[FLAG], "a") as file:  # noqa: PTH123
+                        file.write(f"{os.getpid()} {message.reading}\n")
+                if isinstance(message, Stop):
+                    return
+
+    worker._loop = serve
+    worker.main(spec, connection)

@@ -14,10 +14,12 @@ from astraea_local.engine.binding import (
     BindingError,
     Context,
     ContextParams,
+    Device,
     Grammar,
     Model,
     ModelClass,
     ModelLoadError,
+    build,
 )
 
 
@@ -120,3 +122,31 @@ def test_text_survives_the_tokenizer(demo_model: Model) -> None:
     special = vocab.tokenize("<|im_end|>", add_special=False, parse_special=True)
     assert [vocab.piece(int(t), special=False) for t in special] == [b""]
     assert vocab.is_eog(int(special[0]))
+
+
+def test_devices_and_their_memory_agree() -> None:
+    """What the structure says of each device is what the single questions say."""
+    for device in binding.build_info().devices:
+        assert device.name
+        assert device.is_gpu or not device.integrated
+        assert binding.device_memory(device.name)[1] == device.total
+    assert binding.device_memory("no such device") == (0, 0)
+
+
+def test_a_model_is_put_on_discrete_gpus_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which GPUs count follows from the profile's settings; integrated ones only where they are alone."""
+
+    def device(name: str, *, is_gpu: bool = True, integrated: bool = False) -> Device:
+        return Device(name, name, is_gpu=is_gpu, free=1, total=2, integrated=integrated)
+
+    def used(*settings: object) -> list[str]:
+        return [found.name for found in binding.used_gpus(*settings)]  # type: ignore[arg-type]
+
+    devices = [device("igpu", integrated=True), device("a"), device("b"), device("cpu", is_gpu=False)]
+    monkeypatch.setattr(build, "_devices", lambda: devices)
+    assert used(-1, "layer", 0) == ["a", "b"]
+    assert used(-1, "none", 1) == ["b"]
+    assert used(10, "none", 2) == []
+    assert used(0, "layer", 0) == []
+    monkeypatch.setattr(build, "_devices", lambda: [devices[0], devices[3]])
+    assert used(-1, "none", 0) == ["igpu"]

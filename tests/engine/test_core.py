@@ -1,106 +1,13 @@
 """EngineCore with llama.cpp really running, in the test's own process."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
-from astraea_local.engine.binding import Context, Model
-from astraea_local.engine.core import EngineCore
-from astraea_local.engine.messages import Cancel, Delta, Failed, Finished, Paused, Submit, ToFront
-from astraea_local.engine.sampling import SamplingParams
-from astraea_local.engine.worker import context_params
+from astraea_local.engine.binding import Model
+from astraea_local.engine.messages import Cancel, Delta, Finished, Paused
 from astraea_local.profile import Profile, override
 from astraea_local.scheduler.batching import even_chunk
-
-GREEDY = SamplingParams(temperature=0)
-
-
-class Harness:
-    """A core with its context, and what came out of it."""
-
-    def __init__(self, model: Model, profile: Profile) -> None:
-        self.context = Context(model, context_params(profile, model.model_class, model.n_ctx_train))
-        self.core = EngineCore(model, self.context, profile)
-        self.model = model
-        self.messages: list[ToFront] = []
-        self._next = 0
-
-    def close(self) -> None:
-        self.core.close()
-        self.context.close()
-
-    def tokens(self, text: str) -> list[int]:
-        return list(map(int, self.model.vocab.tokenize(text, add_special=True, parse_special=True)))
-
-    def submit(self, job: str, prompt: list[int], count: int = 8, **fields: object) -> int:
-        """Queues a segment and returns its id."""
-        self._next += 1
-        request = {"sampling": GREEDY, "ignore_eos": True, **fields}
-        self.core.submit(
-            Submit(self._next, job, np.array(prompt, dtype=np.int32), count, **request)  # type: ignore[arg-type]
-        )
-        return self._next
-
-    def run(self, steps: int = 5000) -> None:
-        """Steps until nothing is left to do."""
-        for _ in range(steps):
-            if not self.core.busy:
-                break
-            self.core.step()
-            self.messages += self.core.take_messages()
-        self.messages += self.core.take_messages()
-        assert not self.core.busy, "the core never came to an end"
-
-    def finished(self, segment: int) -> Finished:
-        (found,) = [m for m in self.messages if isinstance(m, Finished) and m.segment == segment]
-        return found
-
-    def failed(self, segment: int) -> Failed:
-        (found,) = [m for m in self.messages if isinstance(m, Failed) and m.segment == segment]
-        return found
-
-    def ask(self, job: str, prompt: list[int], count: int = 8, **fields: object) -> Finished:
-        """One segment, alone, to its end."""
-        segment = self.submit(job, prompt, count, **fields)
-        self.run()
-        return self.finished(segment)
-
-
-MakeHarness = Callable[..., Harness]
-
-
-@pytest.fixture
-def harness(tiny_path: Callable[[ShapeName], Path]) -> Iterator[MakeHarness]:
-    """Makes cores over tiny models; fields of the profile as keyword arguments with `__` for the dot."""
-    with _harnesses(tiny_path) as make:
-        yield make
-
-
-@contextmanager
-def _harnesses(tiny_path: Callable[[ShapeName], Path]) -> Iterator[MakeHarness]:
-    opened: list[Harness | Model] = []
-
-    def make(shape: ShapeName = "tiny", **changes: object) -> Harness:
-        usual = {"context__size": 1024, "context__slots": 4, "kv__layout": "per_slot", "model__threads": 1}
-        settings: dict[str, object] = {**usual, **changes}
-        dotted = {key.replace("__", "."): value for key, value in settings.items()}
-        model = Model(tiny_path(shape))
-        opened.append(model)
-        made = Harness(model, override(Profile(), dotted))
-        opened.append(made)
-        return made
-
-    yield make
-    for thing in reversed(opened):
-        thing.close()
-
-
-def _prompt(seed: int, length: int) -> list[int]:
-    return list(map(int, np.random.default_rng(seed).integers(5, 250, length)))
+from tests.engine.harness import Harness, MakeHarness, prompt
 
 
 @pytest.mark.parametrize("layout", ["per_slot", "unified"])
@@ -108,7 +15,7 @@ def _prompt(seed: int, length: int) -> list[int]:
 def test_more_jobs_than_slots_all_finish(harness: MakeHarness, layout: str, policy: str) -> None:
     """Every job gets its tokens, and no more segments run at once than there are slots."""
     h = harness(kv__layout=layout, scheduler__policy=policy)
-    segments = [h.submit(f"job{i}", _prompt(i, 20 + 7 * i), 6) for i in range(10)]
+    segments = [h.submit(f"job{i}", prompt(i, 20 + 7 * i), 6) for i in range(10)]
     h.run()
     assert [h.finished(s).output_tokens for s in segments] == [6] * 10
     assert all(s.segment is None for s in h.core.table)
@@ -119,10 +26,10 @@ def test_more_jobs_than_slots_all_finish(harness: MakeHarness, layout: str, poli
 def test_a_returning_job_reuses_its_context(harness: MakeHarness, shape: ShapeName, layout: str) -> None:
     """Also after others took every slot; what is reused changes nothing in the answer."""
     h = harness(shape, kv__layout=layout)
-    first = h.ask("agent", _prompt(1, 100))
+    first = h.ask("agent", prompt(1, 100))
     for other in range(6):
-        h.ask(f"other{other}", _prompt(10 + other, 90))
-    longer = [*_prompt(1, 100), *first.output, *_prompt(2, 30)]
+        h.ask(f"other{other}", prompt(10 + other, 90))
+    longer = [*prompt(1, 100), *first.output, *prompt(2, 30)]
     again = h.ask("agent", longer)
     assert again.cached_tokens >= 100
     fresh = harness(shape, kv__layout=layout).ask("new", longer)
@@ -138,14 +45,13 @@ def test_a_parked_conversation_continues_exactly(demo_model: Model) -> None:
     tail = never.tokens("<|im_end|>\n<|im_start|>user\nAnd about ships?<|im_end|>\n<|im_start|>assistant\n")
     first = never.ask("agent", prompt, 40)
     assert parked.ask("agent", prompt, 40).output == first.output
-    sequence = parked.core.table.sequences[0]
-    assert parked.core.placer.park(sequence, 0.0)
-    parked.core.table.clear(sequence)
+    assert parked.core.residency.park_now("agent") == len(prompt) + 39
+    assert not parked.core.table.cells_used
     parked.context.clear()
     longer = [*prompt, *first.output, *tail]
     expected, restored = never.ask("agent", longer, 60), parked.ask("agent", longer, 60)
     assert restored.cached_tokens == expected.cached_tokens > len(prompt)
-    assert parked.core.store.stats.restores == 1
+    assert parked.core.residency.store.stats.restores == 1
     assert restored.output == expected.output
     never.close()
     parked.close()
@@ -154,8 +60,8 @@ def test_a_parked_conversation_continues_exactly(demo_model: Model) -> None:
 def test_a_shared_prefix_is_computed_once(harness: MakeHarness) -> None:
     """Jobs that arrive together with the same system prompt wait for the one that computes it."""
     h = harness()
-    shared = _prompt(0, 150)
-    segments = [h.submit(f"job{i}", [*shared, *_prompt(i + 1, 10)]) for i in range(4)]
+    shared = prompt(0, 150)
+    segments = [h.submit(f"job{i}", [*shared, *prompt(i + 1, 10)]) for i in range(4)]
     h.run()
     assert sorted(h.finished(s).cached_tokens for s in segments) == [0, 150, 150, 150]
 
@@ -163,8 +69,8 @@ def test_a_shared_prefix_is_computed_once(harness: MakeHarness) -> None:
 def test_a_prompt_that_is_too_long_fails_alone(harness: MakeHarness) -> None:
     """The others go on."""
     h = harness()
-    good = h.submit("good", _prompt(1, 30))
-    bad = h.submit("bad", _prompt(2, 256))
+    good = h.submit("good", prompt(1, 30))
+    bad = h.submit("bad", prompt(2, 256))
     h.run()
     assert h.failed(bad).code == "context_length_exceeded"
     assert "256" in h.failed(bad).message
@@ -174,7 +80,7 @@ def test_a_prompt_that_is_too_long_fails_alone(harness: MakeHarness) -> None:
 def test_a_context_that_fills_up_ends_with_length(harness: MakeHarness) -> None:
     """Per slot, a job ends where its stream ends; nothing else is touched."""
     h = harness()
-    end = h.ask("agent", _prompt(1, 250), 100)
+    end = h.ask("agent", prompt(1, 250), 100)
     assert end.reason == "length"
     assert 250 + end.output_tokens == 256
 
@@ -182,18 +88,18 @@ def test_a_context_that_fills_up_ends_with_length(harness: MakeHarness) -> None:
 def test_a_full_pool_pauses_one_and_fails_none(harness: MakeHarness) -> None:
     """Unified: four jobs of 400 tokens in a pool of 1,024 take turns through RAM, and all finish."""
     h = harness(kv__layout="unified", scheduler__policy="fcfs")
-    segments = [h.submit(f"job{i}", _prompt(i, 200), 200) for i in range(4)]
+    segments = [h.submit(f"job{i}", prompt(i, 200), 200) for i in range(4)]
     h.run()
     assert [h.finished(s).output_tokens for s in segments] == [200] * 4
     assert h.core.table.cells_used <= 1024
     reference = harness(kv__layout="unified", scheduler__policy="fcfs")
-    assert h.finished(segments[0]).output[:8] == reference.ask("job0", _prompt(0, 200), 8).output
+    assert h.finished(segments[0]).output[:8] == reference.ask("job0", prompt(0, 200), 8).output
 
 
 def test_prompts_that_do_not_fit_together_are_computed_in_turn(harness: MakeHarness) -> None:
     """Unified: none of them fails, though any two of them are more than the pool."""
     h = harness(kv__layout="unified", scheduler__policy="astraea", retention__ram_mib=0)
-    segments = [h.submit(f"job{i}", _prompt(i, 620), 30) for i in range(4)]
+    segments = [h.submit(f"job{i}", prompt(i, 620), 30) for i in range(4)]
     h.run()
     assert [h.finished(s).output_tokens for s in segments] == [30] * 4
 
@@ -207,18 +113,18 @@ def test_a_preempted_segment_loses_nothing(harness: MakeHarness) -> None:
         "scheduler__min_quantum_tokens": 4,
     }
     h = harness(**changes)
-    long = h.submit("long", _prompt(1, 40), 300)
+    long = h.submit("long", prompt(1, 40), 300)
     for _ in range(40):
         h.core.step()
     clock = h.core.clock
     h.core.clock = lambda: clock() + 1000
-    short = h.submit("short", _prompt(2, 20), 2)
+    short = h.submit("short", prompt(2, 20), 2)
     h.core.clock = lambda: clock() + 2000
     h.run()
     assert [m.segment for m in h.messages if isinstance(m, Paused)] == [long]
     order = [m.segment for m in h.messages if isinstance(m, Finished)]
     assert order == [short, long]
-    alone = harness(**changes).ask("long", _prompt(1, 40), 300)
+    alone = harness(**changes).ask("long", prompt(1, 40), 300)
     assert h.finished(long).output_tokens == 300
     assert h.finished(long).output == alone.output
 
@@ -226,7 +132,7 @@ def test_a_preempted_segment_loses_nothing(harness: MakeHarness) -> None:
 def test_cancelling_frees_the_slot_at_once(harness: MakeHarness) -> None:
     """Queued or running, a cancelled segment is gone before the next step."""
     h = harness(context__slots=1, context__size=512)
-    running, queued = h.submit("a", _prompt(1, 30), 400), h.submit("b", _prompt(2, 30), 400)
+    running, queued = h.submit("a", prompt(1, 30), 400), h.submit("b", prompt(2, 30), 400)
     for _ in range(5):
         h.core.step()
     h.core.cancel(Cancel(queued))
@@ -236,18 +142,18 @@ def test_cancelling_frees_the_slot_at_once(harness: MakeHarness) -> None:
     h.run()
     assert {h.finished(running).reason, h.finished(queued).reason} == {"cancelled"}
     h.core.cancel(Cancel(running))  # a second time, and for one that is unknown
-    assert h.ask("c", _prompt(3, 30), 4).output_tokens == 4
+    assert h.ask("c", prompt(3, 30), 4).output_tokens == 4
 
 
 def test_parking_off_means_recomputing(harness: MakeHarness) -> None:
     """Without a RAM budget nothing is wrong, only slower."""
     h = harness(context__slots=1, context__size=512, retention__ram_mib=0)
-    first = h.ask("agent", _prompt(1, 100))
-    h.ask("other", _prompt(2, 100))
-    longer = [*_prompt(1, 100), *first.output, 7, 8, 9]
+    first = h.ask("agent", prompt(1, 100))
+    h.ask("other", prompt(2, 100))
+    longer = [*prompt(1, 100), *first.output, 7, 8, 9]
     again = h.ask("agent", longer)
     assert again.cached_tokens == 0
-    assert h.core.store.stats.parks == 0
+    assert h.core.residency.store.stats.parks == 0
     assert again.output == harness(context__slots=1, context__size=512).ask("x", longer).output
 
 
@@ -267,8 +173,8 @@ def test_a_long_prompt_is_computed_in_equal_chunks() -> None:
 def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness) -> None:
     """Deltas plus the rest equal what a request without streaming gets at once."""
     h = harness()
-    streamed = h.ask("a", _prompt(1, 30), 40)
+    streamed = h.ask("a", prompt(1, 30), 40)
     pieces = [m.text for m in h.messages if isinstance(m, Delta)]
-    whole = h.ask("b", _prompt(1, 30), 40, stream=False)
+    whole = h.ask("b", prompt(1, 30), 40, stream=False)
     assert "".join(pieces) + streamed.text == whole.text
     assert len(pieces) > 1

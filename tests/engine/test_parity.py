@@ -8,7 +8,7 @@ import pytest
 
 from astraea_local.engine.binding import Model
 from astraea_local.profile import Profile, override
-from tests.engine.test_core import Harness
+from tests.engine.harness import Harness
 
 _PROMPTS = (
     "What is the capital of France?",

@@ -12,17 +12,10 @@ import numpy as np
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
+from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import Delta, Failed, Finished, Submit
 from astraea_local.engine.sampling import SamplingParams
-from astraea_local.engine.supervisor import (
-    Engine,
-    EngineStartError,
-    Handle,
-    NotPossible,
-    SegmentEvent,
-    Unavailable,
-    UnknownJob,
-)
+from astraea_local.engine.supervisor import Engine, EngineStartError, Handle, SegmentEvent
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.job_detail import JobDetail
 from astraea_local.profile import Profile, override
@@ -185,15 +178,42 @@ async def test_stopping_lets_running_segments_end(spec: EngineSpec) -> None:
     assert late.retryable
 
 
+async def test_simulated_pressure_outlives_the_engine(
+    spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readings that a user pretends reach the child at once, and the next one before any request."""
+    log = tmp_path / "pressure"
+    log.touch()
+    monkeypatch.setenv(children.FLAG, str(log))
+
+    async def line(number: int) -> str:
+        async with asyncio.timeout(30):
+            while len(lines := log.read_text().splitlines()) <= number:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # another process writes the file
+        return lines[number]
+
+    async with running(spec, target=children.notes_pressure) as engine:
+        first = engine_pid(engine)
+        given = Reading(vram_total=1000, vram_others=900)
+        engine.simulate_pressure(given)
+        assert await line(0) == f"{first} {given}"
+        os.kill(first, signal.SIGKILL)
+        second = await line(1)
+        assert second.endswith(f" {given}")
+        assert not second.startswith(f"{first} ")
+        engine.simulate_pressure(None)
+        assert (await line(2)).endswith(" None")
+        assert engine.simulated is None
+
+
 async def test_questions_are_answered(spec: EngineSpec) -> None:
     async with running(spec) as engine:
         await events(submit(engine))
-        assert (await engine.act("job", "park")).startswith("parked ")
-        with pytest.raises(NotPossible, match="no KV in a slot"):
-            await engine.act("job", "park")
-        with pytest.raises(UnknownJob, match="nobody"):
-            await engine.job_detail("nobody")
-        detail = JobDetail.model_validate_json(await engine.job_detail("job"))
+        parked = await engine.act("job", "park")
+        assert (parked.outcome, parked.text.split()[0]) == ("done", "parked")
+        assert (await engine.act("job", "park")).outcome == "refused"
+        assert (await engine.job_detail("nobody")).outcome == "unknown"
+        detail = JobDetail.model_validate_json((await engine.job_detail("job")).text)
         assert [s.output_tokens for s in detail.segments] == [8]
 
 
@@ -202,7 +222,7 @@ async def test_a_cancelled_job_fails_for_its_clients(spec: EngineSpec) -> None:
         handles = [submit(engine, count=450) for _ in range(3)]
         async with asyncio.timeout(30):
             await anext(aiter(handles[0]))
-        assert await engine.act("job", "cancel") == "cancelled 3 requests"
+        assert (await engine.act("job", "cancel")).text == "cancelled 3 requests"
         for handle in handles:
             last = (await events(handle))[-1]
             assert isinstance(last, Failed)
@@ -217,10 +237,9 @@ async def test_a_question_to_an_engine_that_dies_is_not_left_without_an_answer(s
         asked = asyncio.create_task(engine.job_detail("job"))
         await asyncio.sleep(0)
         os.kill(engine_pid(engine), signal.SIGKILL)
-        with pytest.raises(Unavailable):
-            await asyncio.wait_for(asked, 20)
-        with pytest.raises(Unavailable, match="restarting"):
-            await engine.act("job", "pin")
+        reply = await asyncio.wait_for(asked, 20)
+        assert (reply.outcome, "signal 9" in reply.text) == ("unavailable", True)
+        assert "restarting" in (await engine.act("job", "pin")).text
 
 
 async def test_a_pause_of_the_scheduler_and_the_event_log_outlive_the_engine(spec: EngineSpec) -> None:

@@ -54,6 +54,22 @@ def test_at_or_below_a_quantile_lies_its_share(found: Distribution, share: float
     assert 1 - found.beyond(found.quantile(share)) >= share - 1e-9
 
 
+@given(distributions(), st.floats(0, 2e6))
+def test_what_is_left_is_what_remaining_expects(found: Distribution, reached: float) -> None:
+    rest = found.rest(reached)
+    assert rest.points[0] > 0
+    # What is within rounding of `reached` counts as passed.
+    near = min(abs(point - reached) for point in found.points)
+    if near > 1e-6 * (1 + reached):
+        assert rest.mean == pytest.approx(found.remaining(reached), rel=1e-6, abs=1e-6)
+
+
+def test_a_moment_that_was_planned_for_has_passed() -> None:
+    found = Distribution.of([0.1, 5.0])
+    assert found.rest(0.1 - 1e-12).points == pytest.approx((4.9,))
+    assert found.rest(0.0) == found
+
+
 @given(distributions(), st.floats(0.01, 0.99), st.floats(0, 2e6))
 def test_a_quantile_beyond_is_beyond_and_has_its_share(
     found: Distribution, share: float, reached: float

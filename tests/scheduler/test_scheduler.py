@@ -735,22 +735,6 @@ def test_preemptive_policies_preempt_and_others_do_not(policy: str) -> None:
     assert not any(preemptions(name) for name in _POLICIES if name not in _PREEMPTIVE)
 
 
-@pytest.mark.parametrize("policy", _POLICIES)
-def test_a_closed_plan_admits_and_preempts_nothing(policy: str) -> None:
-    executor = Executor(_scheduler(policy, 2))
-    for number in range(4):
-        executor.submit(f"job-{number}", 50, 30)
-    executor.step()
-    scheduler = executor.scheduler
-    running = set(scheduler.running)
-    executor.submit("short", 1, 1)
-    plan = scheduler.plan(executor.now, View(executor.speeds, closed=True))
-    assert (plan.admit, plan.preempt) == ((), ())
-    assert set(plan.order) == running
-    executor.run()
-    assert len(executor.finished) == 5
-
-
 def test_a_priority_that_is_set_holds_until_a_request_brings_another() -> None:
     scheduler = _scheduler("astraea", 1)
     scheduler.submit(0.0, NewSegment(1, "job", 10, 10))

@@ -3,7 +3,14 @@
 One thread owns a `Context` and everything made from it. Sizes are tokens unless a name says bytes.
 """
 
-from astraea_local.engine.binding.build import BuildInfo, Device, build_info, supports_gpu_offload
+from astraea_local.engine.binding.build import (
+    BuildInfo,
+    Device,
+    build_info,
+    device_memory,
+    supports_gpu_offload,
+    used_gpus,
+)
 from astraea_local.engine.binding.context import KV_TYPES, MAX_SEQUENCES, Batch, Context, ContextParams
 from astraea_local.engine.binding.library import (
     BindingError,
@@ -36,7 +43,9 @@ __all__ = [
     "Tokens",
     "Vocab",
     "build_info",
+    "device_memory",
     "schema_to_gbnf",
     "start_backend",
     "supports_gpu_offload",
+    "used_gpus",
 ]

@@ -1,8 +1,6 @@
 """A KV cache and the batches that are computed in it."""
 
 import ctypes
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +68,6 @@ class Context(Handle):
                 f"({reasons[0] if reasons else 'no reason given'}): lower context.size or kv.type_k/type_v"
             )
         self.params = params
-        self.buffer_bytes = _buffer_bytes(log.recent)
-        """Of the KV cache and recurrent states, on all devices; 0 when llama.cpp did not say."""
         self.n_vocab = model.vocab.n_tokens
         self.n_ctx = int(lib.llama_n_ctx(self._pointer))
         self.n_ctx_seq = int(lib.llama_n_ctx_seq(self._pointer))
@@ -125,12 +121,6 @@ class Context(Handle):
         """Replaces the sequence's KV state; False leaves the sequence EMPTY (llama.cpp's behaviour)."""
         data = as_pointer(buffer, ctypes.c_uint8)
         return bool(lib.llama_state_seq_set_data(self._pointer, data, len(buffer), seq))
-
-
-def _buffer_bytes(lines: Iterable[str]) -> int:
-    """Sum of llama.cpp's own statements, `llama_kv_cache: CPU KV buffer size = 180.00 MiB`."""
-    found = (re.search(r" (?:KV|RS) buffer size = +([\d.]+) MiB", line) for line in lines)
-    return sum(round(float(match[1]) * (1 << 20)) for match in found if match is not None)
 
 
 class Batch(Handle):

@@ -1,7 +1,7 @@
 """Continuum (arXiv 2511.02230): jobs in order of arrival, those that return in time first.
 
 At each tool call a job's KV is promised to stay for the time-to-live that gains most in expectation:
-P(returned within it) x (what a return costs otherwise) - the time it is held (`retention.best_ttl`).
+P(returned within it) x (what a return costs otherwise) - the time it is held (`retention/ttl.py`).
 """
 
 from typing import ClassVar

@@ -1,0 +1,346 @@
+"""Where every job's KV is: in a sequence, in RAM, on disk; and what becomes of it while its job waits.
+
+The retention policy decides (`scheduler/retention`); this module asks it at the right moments and carries
+the answers out: when a job begins to wait, when keeping stops paying, when the pressure changes, and when
+somebody needs the place.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from astraea_local.engine.binding import Context, ModelClass
+from astraea_local.engine.kv.parts import Part
+from astraea_local.engine.kv.store import ParkedStore, Parking
+from astraea_local.engine.kv.tiers import Tiers
+from astraea_local.engine.kv.transfer import Transfer
+from astraea_local.engine.placement import Delay, Facts, Placer
+from astraea_local.engine.slots import Sequence, SequenceTable
+from astraea_local.engine.stall import Stall
+from astraea_local.profile import RetentionSettings
+from astraea_local.scheduler.distribution import Distribution
+from astraea_local.scheduler.retention import Move, ParkedKv, Retention, Verdict
+
+# A finished job's state is worth little, and half of that after so long.
+_UNOWNED = 0.05
+_HALF_LIFE_S = 600.0
+# Compaction has to pay for itself within so many steps, and is not tried more often.
+_COMPACT_STEPS = 200
+_COMPACT_CELLS = 256
+# A decision is not taken again sooner than this.
+_SOONEST_S = 0.02
+# When there is no room to bring a state back, it is tried again after so long.
+_LATER_S = 0.5
+
+
+@dataclass(slots=True)
+class Stay:
+    """An idle state in its sequence, and what was decided about it."""
+
+    sequence: Sequence
+    job: str | None
+    since: float
+    wait: Distribution | None
+    """Predicted length of its job's tool wait; None when it does not wait for one."""
+    verdict: Verdict | None = None
+    ask_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Away:
+    """A job that waits while its KV is parked."""
+
+    since: float
+    wait: Distribution | None
+    back_at: float | None
+    """When to bring it back; None: when it is asked for."""
+    reason: str
+
+
+@dataclass(slots=True)
+class ResidencyStats:
+    """Counters since start, beside those of the store."""
+
+    prefetches: int = 0
+    compactions: int = 0
+    rebuilds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What exists as long as a context does."""
+
+    context: Context
+    table: SequenceTable
+    placer: Placer
+
+
+class Residency:
+    """All KV of one engine; owned by its thread. Survives its context."""
+
+    def __init__(
+        self,
+        settings: RetentionSettings,
+        policy: Retention,
+        facts: Facts,
+        *,
+        model_class: ModelClass,
+        by_rows: bool,
+        tiers: Tiers,
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`note` gets a line for the event log."""
+        self.settings = settings
+        self.policy = policy
+        self.stats = ResidencyStats()
+        self.stays: dict[int, Stay] = {}
+        """Idle states by sequence id."""
+        self.away: dict[str, Away] = {}
+        """Waiting jobs whose KV is parked."""
+        self.pinned: set[str] = set()
+        self._facts = facts
+        self._model_class = model_class
+        self._allocate = tiers.allocate
+        self._note = note
+        self._clock = clock
+        self.store = ParkedStore(
+            tiers.arena, by_rows=by_rows, value=self._value, note=note, disk=tiers.disk, clock=clock
+        )
+        self._compacted_at = 0
+        self._uncopyable: set[int] = set()
+        """Sequences that could not be copied when it was tried last."""
+        self._live: _Live | None = None
+
+    # -- the context -------------------------------------------------------------------------------
+
+    def attach(self, context: Context) -> None:
+        """Takes an empty context into use."""
+        unified, sequences = context.params.unified, context.params.n_seq
+        # The last sequence of a pool is the one through which stretches of others are moved.
+        spare = sequences - 1 if unified and self.store.by_rows and sequences > 1 else None
+        table = SequenceTable(context, sequences if spare is None else spare, self._model_class)
+        transfer = Transfer(
+            context, self.store.arena, by_rows=self.store.by_rows, spare=spare, allocate=self._allocate
+        )
+        placer = Placer(
+            context,
+            table,
+            self.store,
+            transfer,
+            policy=self.policy,
+            facts=self._facts,
+            min_tokens=self.settings.min_tokens,
+            note=self._note,
+        )
+        self._live = _Live(context, table, placer)
+
+    def detach(self) -> None:
+        """Parks what is resident, so that the context may be freed. Nothing may be running."""
+        placer = self.placer
+        placer.give_up_all()
+        for sequence in self.table.idle():
+            if placer.park(sequence, Stall(None)) is Parking.FAILED and not placer.covers(sequence):
+                self._note(f"{len(sequence.tokens)} tokens of {sequence.job} had to be dropped")
+        self.stays.clear()
+        self._live = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a context."""
+        return self._live is not None
+
+    @property
+    def table(self) -> SequenceTable:
+        """The sequences of the context."""
+        assert self._live is not None
+        return self._live.table
+
+    @property
+    def placer(self) -> Placer:
+        """Places segments in the context."""
+        assert self._live is not None
+        return self._live.placer
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def released(self, sequence: Sequence, wait: Distribution | None) -> None:
+        """A segment left the sequence; with `wait`, its job waits for a tool that long."""
+        now = self._clock()
+        sequence.last_used = now
+        self._uncopyable.discard(sequence.id)
+        self.stays[sequence.id] = Stay(
+            sequence, sequence.job, now, wait, ask_at=math.inf if wait is None else -math.inf
+        )
+        if sequence.job is not None:
+            self.away.pop(sequence.job, None)
+
+    def returned(self, job: str) -> None:
+        """The job asks again: its KV is about to be used, and no longer waits for a tool."""
+        for stay in self.stays.values():
+            if stay.job == job:
+                stay.wait, stay.ask_at = None, math.inf
+        self.away.pop(job, None)
+
+    def expect(self, job: str, wait: Distribution) -> None:
+        """More is known of the job's tool wait."""
+        for stay in self.stays.values():
+            if stay.job == job:
+                stay.wait, stay.ask_at = wait, -math.inf
+        if job in self.away:
+            self.away[job].wait = wait
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether moves wait for the next tick."""
+        if self.store.disk is not None and self.store.disk.busy:
+            return True
+        return self.policy.copies_ahead and self._live is not None and self._uncopied() is not None
+
+    def ask_again(self) -> None:
+        """The pressure changed: all decisions are reconsidered."""
+        for stay in self.stays.values():
+            if stay.wait is not None:
+                stay.ask_at = -math.inf
+
+    def tick(self, stall: Stall, *, busy: bool) -> None:
+        """Does what is due, decisions and moves; in each step, and now and then while nothing runs."""
+        now = self._clock()
+        self.store.tick(self.settings.write_behind_s)
+        if self._live is None:
+            return
+        self._forget_ended_stays()
+        for stay in [s for s in self.stays.values() if s.ask_at <= now]:
+            self._reconsider(stay, stall, now)
+        if not busy:
+            self._copy_ahead(stall)
+        for job in [j for j, away in self.away.items() if away.back_at is not None and away.back_at <= now]:
+            self._prefetch(job, stall)
+
+    def compact(self, steps: int, stall: Stall) -> None:
+        """Moves the states of a pool to its lowest cells, where the shorter span pays for it."""
+        table = self.table
+        if not self.placer.transfer.sliced or steps - self._compacted_at < _COMPACT_STEPS:
+            return
+        gap = table.span - table.cells_used
+        if gap < max(_COMPACT_CELLS, table.cells_used) or not self._facts.situation().running:
+            return
+        speeds = self._facts.speeds()
+        held = [s for s in table if len(s.tokens) and not s.reserved and not table.shares(s)]
+        moved = sum(len(s.tokens) for s in held)
+        self._compacted_at = steps
+        if gap * speeds.idle_token_s * _COMPACT_STEPS < speeds.save(moved) + speeds.restore(moved):
+            return
+        if not all(self.placer.shift(sequence, stall) for sequence in held):
+            return
+        if len(held) == sum(1 for s in table if len(s.tokens)):
+            table.compacted()
+        self.stats.compactions += 1
+
+    # -- requests of a user ------------------------------------------------------------------------
+
+    def pin(self, job: str, on: bool) -> None:
+        """Keeps the job's KV in its sequence, or no longer."""
+        (self.pinned.add if on else self.pinned.discard)(job)
+        self.ask_again()
+
+    def park_now(self, job: str) -> int:
+        """Parks what the job has resident and idle; returns the tokens, 0 where there is no room."""
+        tokens = 0
+        for sequence in self.table.idle():
+            if sequence.job == job and self.placer.park(sequence, Stall(None)) is Parking.DONE:
+                tokens = max(tokens, len(sequence.tokens))
+                self.table.clear(sequence)
+        return tokens
+
+    def drop(self, job: str) -> int:
+        """Forgets the KV of a job that is not running, wherever it is; returns the tokens."""
+        tokens = self.store.drop_job(job)
+        for sequence in self.table.idle() if self.attached else ():
+            if sequence.job == job:
+                tokens = max(tokens, len(sequence.tokens))
+                self.table.clear(sequence)
+        self.away.pop(job, None)
+        return tokens
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _forget_ended_stays(self) -> None:
+        for key, stay in list(self.stays.items()):
+            sequence = stay.sequence
+            if sequence.segment is not None or sequence.job != stay.job or not len(sequence.tokens):
+                del self.stays[key]
+                found = None if stay.job is None else self.store.tree.end_of(stay.job)
+                if stay.job is not None and found is not None and stay.wait is not None:
+                    self._went_away(stay.job, stay, found)
+
+    def _went_away(self, job: str, stay: Stay, found: tuple[Part, int]) -> None:
+        """Somebody took the job's place; it may be brought back before its job is."""
+        if self._facts.is_running(job):
+            return
+        on_disk = self.store.missing_bytes(*found) > 0
+        parked = ParkedKv(found[1], on_disk, stay.since, stay.wait)
+        back_at = self.policy.prefetch(parked, self._facts.situation())
+        self.away[job] = Away(stay.since, stay.wait, back_at, "its place was needed")
+
+    def _reconsider(self, stay: Stay, stall: Stall, now: float) -> None:
+        sequence = stay.sequence
+        verdict = self.policy.idle(self._facts.describe(sequence), self._facts.situation())
+        stay.verdict = verdict
+        if verdict.move is Move.KEEP:
+            stay.ask_at = math.inf if verdict.until is None else max(verdict.until, now + _SOONEST_S)
+            return
+        job = sequence.job
+        if not self.placer.move_out(sequence, verdict.move, stall):
+            return  # asked again in the next step, with less to copy
+        del self.stays[sequence.id]
+        if job is not None and verdict.move is not Move.DROP:
+            self.away[job] = Away(stay.since, stay.wait, verdict.prefetch_at, verdict.reason)
+            if verdict.move is Move.DISK:
+                self.store.sink(job)
+
+    def _copy_ahead(self, stall: Stall) -> None:
+        """While nothing runs, copies idle states, so that giving their place away later takes no time."""
+        sequence = self._uncopied() if self.policy.copies_ahead else None
+        if sequence is not None and self.placer.park(sequence, stall) is Parking.FAILED:
+            self._uncopyable.add(sequence.id)
+
+    def _uncopied(self) -> Sequence | None:
+        for sequence in self.table.idle():
+            short = len(sequence.tokens) < self.settings.min_tokens
+            if not (short or sequence.id in self._uncopyable or self.placer.covers(sequence)):
+                return sequence
+        return None
+
+    def _prefetch(self, job: str, stall: Stall) -> None:
+        away, found = self.away[job], self.store.tree.end_of(job)
+        if found is None:
+            away.back_at = None
+            return
+        part, length = found
+        table, crowded = self.table, self._facts.situation().waiting > 0
+        if crowded or table.free() is None or (table.unified and table.cells_free < 2 * length):
+            away.back_at = self._clock() + _LATER_S
+            return
+        placed = self.placer.bring_back(job, part, length, stall)
+        if placed is Delay.MOVING:
+            return
+        del self.away[job]
+        if isinstance(placed, Sequence):
+            self.stats.prefetches += 1
+            self.stays[placed.id] = Stay(placed, job, away.since, away.wait, ask_at=math.inf)
+
+    def _value(self, part: Part) -> float:
+        """Seconds that losing a part would cost, by how likely its conversation goes on."""
+        likely = self._likely(part)
+        return likely * self._facts.speeds().prefill(len(part.tokens), part.start)
+
+    def _likely(self, part: Part) -> float:
+        below = [part]
+        for each in below:
+            if any(self._facts.is_useful(job) for job in each.owners):
+                return 1.0
+            below.extend(each.children)
+        age = max(0.0, self._clock() - part.last_used)
+        return _UNOWNED * math.exp2(-age / _HALF_LIFE_S)

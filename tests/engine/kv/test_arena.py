@@ -1,0 +1,60 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astraea_local.engine.binding import Bytes
+from astraea_local.engine.kv.arena import BufferArena, size_class
+
+MIB = 1 << 20
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3 * MIB)), max_size=60))
+def test_the_budget_is_never_exceeded_and_every_buffer_is_large_enough(steps: list[tuple[bool, int]]) -> None:
+    arena = BufferArena(8 * MIB)
+    held: list[Bytes] = []
+    for takes, size in steps:
+        if takes or not held:
+            fits = arena.fits(size)
+            buffer = arena.acquire(size)
+            assert (buffer is not None) == fits
+            if buffer is not None:
+                assert len(buffer) >= size
+                held.append(buffer)
+        else:
+            arena.release(held.pop(size % len(held)))
+        assert sum(map(len, held)) <= arena.allocated <= arena.budget
+        assert sum(map(len, held)) + arena.idle_bytes == arena.allocated
+
+
+def test_a_buffer_is_used_again() -> None:
+    arena = BufferArena(8 * MIB)
+    first = arena.acquire(MIB)
+    assert first is not None
+    arena.release(first)
+    assert arena.acquire(MIB - 1000) is first
+    assert arena.allocated == size_class(MIB)
+
+
+def test_what_nobody_uses_gives_way_to_what_somebody_needs() -> None:
+    arena = BufferArena(2 * MIB)
+    small = [arena.acquire(MIB // 2) for _ in range(4)]
+    assert arena.acquire(MIB) is None
+    for buffer in small:
+        assert buffer is not None
+        arena.release(buffer)
+    assert arena.acquire(2 * MIB) is not None
+
+
+def test_trimming_frees_what_nobody_uses() -> None:
+    arena = BufferArena(8 * MIB)
+    kept, idle = arena.acquire(MIB), arena.acquire(MIB)
+    assert kept is not None
+    assert idle is not None
+    arena.release(idle)
+    arena.trim()
+    assert (arena.idle_bytes, arena.allocated) == (0, len(kept))
+
+
+@given(st.integers(1, 1 << 34))
+def test_size_classes_waste_little(size: int) -> None:
+    found = size_class(size)
+    assert size <= found <= max(1 << 16, 1.25 * size)

@@ -1,0 +1,212 @@
+"""Where KV goes while jobs wait, on a real context."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from astraea_local.engine.messages import Cancel
+from astraea_local.engine.stall import Stall
+from astraea_local.scheduler.distribution import Distribution
+from tests.engine.harness import Harness, MakeHarness, prompt
+
+LAYOUTS = ["per_slot", "unified"]
+
+
+def _settle(h: Harness, ticks: int = 50) -> None:
+    for _ in range(ticks):
+        h.core.idle()
+    store = h.core.residency.store
+    while store.disk is not None and store.disk.busy:
+        h.core.idle()
+
+
+def _again(
+    h: Harness, job: str, seed: int, length: int, first: tuple[int, ...]
+) -> tuple[int, tuple[int, ...]]:
+    """The job comes back with a longer prompt; cached tokens, and the output."""
+    back = h.ask(job, [*prompt(seed, length), *first, 7, 8, 9])
+    return back.cached_tokens, back.output
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_idle_states_are_copied_while_nothing_runs(harness: MakeHarness, layout: str) -> None:
+    """So that giving their place away later takes no time."""
+    h = harness(kv__layout=layout)
+    h.ask("a", prompt(1, 100))
+    h.ask("b", prompt(2, 100))
+    _settle(h)
+    residency = h.core.residency
+    assert residency.store.tier_of("a")[:2] == ("ram", 107)
+    assert residency.store.tier_of("b")[:2] == ("ram", 107)
+    assert {s.job for s in h.core.table.idle()} == {"a", "b"}
+    assert not residency.unfinished
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop", "lru"])
+def test_the_other_policies_copy_nothing_ahead(harness: MakeHarness, policy: str) -> None:
+    h = harness(retention__policy=policy)
+    h.ask("a", prompt(1, 100))
+    _settle(h)
+    assert h.core.residency.store.stats.parks == 0
+    assert bool(h.core.table.idle()) == (policy != "drop")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("policy", ["adaptive", "keep", "drop", "lru", "paper"])
+def test_every_policy_gives_right_answers(harness: MakeHarness, layout: str, policy: str) -> None:
+    """Whatever is kept, moved or dropped, the text is that of a server with room for everybody."""
+    # Without flash attention a prompt that is computed in other chunks gives the same bits.
+    exact = {"kv__layout": layout, "model__flash_attention": "off"}
+    crowded = harness(context__slots=2, context__size=512, retention__policy=policy, **exact)
+    roomy = harness(context__slots=8, context__size=2048, **exact)
+    for h in (crowded, roomy):
+        firsts = [h.ask(f"job{i}", prompt(i, 90)).output for i in range(5)]
+        if h is crowded:
+            expected = firsts
+    assert firsts == expected
+    for i, first in enumerate(expected):
+        cached, output = _again(crowded, f"job{i}", i, 90, first)
+        assert output == _again(roomy, f"job{i}", i, 90, first)[1]
+        if policy in ("adaptive", "lru"):
+            assert cached >= 90
+
+
+def test_a_pinned_state_stays_in_its_slot(harness: MakeHarness) -> None:
+    h = harness(context__slots=2, context__size=512)
+    h.ask("mine", prompt(1, 100))
+    h.core.residency.pin("mine", True)
+    for seed in range(2, 8):
+        h.ask(f"job{seed}", prompt(seed, 100))
+        assert "mine" in {s.job for s in h.core.table.idle()}
+    h.core.residency.pin("mine", False)
+    for seed in range(8, 11):
+        h.ask(f"job{seed}", prompt(seed, 100))
+    assert "mine" not in {s.job for s in h.core.table.idle()}
+
+
+def test_a_state_is_brought_back_before_its_job(harness: MakeHarness) -> None:
+    """Its place was needed, is free again, and the tool is about to return."""
+    h = harness(context__slots=1, context__size=512)
+    residency = h.core.residency
+    first = h.ask("a", prompt(1, 200))
+    residency.expect("a", Distribution.of([0.3]))
+    h.ask("b", prompt(2, 200))
+    assert [s.job for s in h.core.table.idle()] == ["b"]
+    assert residency.away["a"].back_at is not None
+    residency.drop("b")
+    deadline = time.monotonic() + 20
+    while not residency.stats.prefetches and time.monotonic() < deadline:
+        h.core.idle()
+    assert [s.job for s in h.core.table.idle()] == ["a"]
+    assert _again(h, "a", 1, 200, first.output)[0] >= 200
+
+
+def test_parking_in_slices_holds_up_nobody_for_long_and_loses_nothing(harness: MakeHarness) -> None:
+    """One token of time for moves in each step: a big state leaves over many steps while another decodes."""
+    h = harness(context__slots=2, context__size=2048, kv__layout="unified", kv__max_stall_ms=0.001)
+    first = h.ask("big", prompt(1, 900))
+    alone = harness(context__slots=2, context__size=2048, kv__layout="unified")
+    expected = alone.ask("other", prompt(2, 700), 200).output
+    running = h.submit("other", prompt(2, 700), 200)
+    h.run()
+    assert h.finished(running).output == expected
+    h.ask("third", prompt(3, 900))
+    cached, output = _again(h, "big", 1, 900, first.output)
+    assert cached >= 900
+    reference = harness(context__slots=2, context__size=2048, kv__layout="unified")
+    assert reference.ask("x", prompt(1, 900)).output == first.output
+    assert output == _again(reference, "x", 1, 900, first.output)[1]
+
+
+def test_a_cancelled_restore_leaves_nothing_reserved(harness: MakeHarness) -> None:
+    h = harness(context__slots=2, context__size=1024, kv__layout="unified", kv__max_stall_ms=0.001)
+    first = h.ask("a", prompt(1, 400))
+    h.ask("b", prompt(2, 400))
+    h.ask("c", prompt(3, 300))
+    segment = h.submit("a", [*prompt(1, 400), *first.output, 7])
+    other = h.submit("d", prompt(4, 100), 30)
+    for _ in range(3):
+        h.core.step()
+    h.core.cancel(Cancel(segment))
+    h.run()
+    assert h.finished(other).output_tokens == 30
+    assert not any(s.reserved for s in h.core.table)
+    assert all(part.busy == 0 for part in h.core.residency.store.tree)
+
+
+def test_a_pool_is_compacted_when_its_span_is_far_above_its_use(harness: MakeHarness) -> None:
+    """Others left; the one that runs on moves to the lowest cells."""
+    h = harness(context__slots=4, context__size=4096, kv__layout="unified", retention__policy="keep")
+    # As if idle cells cost a lot here.
+    h.core.meter.speeds = replace(h.core.meter.speeds, idle_token_s=1e-3)
+    for seed in range(4):
+        h.ask(f"job{seed}", prompt(seed, 800))
+    late = h.submit("late", prompt(9, 100), 400)
+    h.core.step()
+    for seed in range(4):
+        h.core.residency.drop(f"job{seed}")
+    h.run()
+    assert h.core.residency.stats.compactions >= 1
+    assert h.core.table.span < 1200
+    assert h.finished(late).output_tokens == 400
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "deleted", "other version", "folder gone"])
+def test_a_damaged_file_means_recomputing(harness: MakeHarness, tmp_path: Path, fault: str) -> None:
+    """The right answer, a counter and a line in the event log."""
+    exact = {"context__slots": 1, "context__size": 512, "model__flash_attention": "off"}
+    h = harness(retention__disk_path=str(tmp_path / "kv"), retention__write_behind_s=0.0, **exact)
+    first = h.ask("a", prompt(1, 200))
+    _settle(h)
+    store = h.core.residency.store
+    assert store.folder is not None
+    assert store.disk_bytes > 0
+    h.core.residency.park_now("a")
+    store.relieve_ram(1 << 30)
+    assert store.tier_of("a")[0] == "disk"
+    for file in store.folder.glob("*.kv"):
+        data = bytearray(file.read_bytes())
+        match fault:
+            case "truncated":
+                file.write_bytes(data[: len(data) // 2])
+            case "flipped":
+                data[len(data) // 2] ^= 4
+                file.write_bytes(data)
+            case "other version":
+                data[8] ^= 0xFF
+                file.write_bytes(data)
+            case _:
+                file.unlink()
+    if fault == "folder gone":
+        store.folder.rmdir()
+    cached, output = _again(h, "a", 1, 200, first.output)
+    assert cached == 0
+    assert output == _again(harness(**exact), "x", 1, 200, first.output)[1]
+    assert store.stats.failures == 1
+    assert any("computed again" in event.text for event in h.core.events)
+
+
+def test_nothing_is_written_where_nothing_can_be(
+    harness: MakeHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder's parent is a file: everything goes on in RAM, with one line about it."""
+    (tmp_path / "file").write_text("")
+    h = harness(retention__disk_path=str(tmp_path / "file" / "kv"), retention__write_behind_s=0.0)
+    first = h.ask("a", prompt(1, 200))
+    _settle(h)
+    h.core.residency.park_now("a")
+    assert _again(h, "a", 1, 200, first.output)[0] >= 200
+    assert sum("cannot be kept on disk" in record.message for record in caplog.records) == 1
+
+
+def test_moving_is_limited_per_step_only_for_those_who_run() -> None:
+    free, limited = Stall(None), Stall(0.010)
+    assert free.tokens(1e-6) is None
+    assert limited.tokens(1e-6) == 6000
+    assert limited.allows(1.0)
+    limited.spent = 0.008
+    assert limited.allows(0.001)
+    assert not limited.allows(0.003)
+    assert limited.tokens(1.0) == 32
