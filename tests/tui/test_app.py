@@ -242,7 +242,9 @@ async def test_built_in_themes_colour_the_panels(theme: str) -> None:
 
 
 def test_an_unknown_theme_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(KeysError, match=r"keys\.toml: theme: no theme 'mauve': choose one of .*astraea.*nord"):
+    with pytest.raises(
+        KeysError, match=r"keys\.toml: theme: no theme 'mauve': choose one of .*astraea.*nord"
+    ):
         app([], keys=KeysFile(theme="mauve"))
 
 
@@ -275,7 +277,9 @@ async def test_pasted_text_does_nothing() -> None:
 
 async def test_names_that_try_to_draw() -> None:
     (frame,) = frames(world(), 1)
-    evil = frame.jobs[0].model_copy(update={"job": "\x1b[2J\x1b]0;evil\x07[bold]x[/]" * 20, "reason": "\r\n\x9b31m"})
+    evil = frame.jobs[0].model_copy(
+        update={"job": "\x1b[2J\x1b]0;evil\x07[bold]x[/]" * 20, "reason": "\r\n\x9b31m"}
+    )
     ui = app([frame.model_copy(update={"jobs": [evil, *frame.jobs[1:]]})])
     async with running(ui, (200, 60)) as pilot:
         assert not any(c in text(pilot) for c in "\x1b\x07\x9b\r")
@@ -287,7 +291,10 @@ async def test_a_log_of_ten_thousand_lines() -> None:
     ui = app([frame])
     async with running(ui) as pilot:
         for start in range(0, 10_000, 200):
-            events_ = [Event(id=i + 1, at=START + i, level="info", text=f"line {i}") for i in range(start, start + 200)]
+            events_ = [
+                Event(id=i + 1, at=START + i, level="info", text=f"line {i}")
+                for i in range(start, start + 200)
+            ]
             ui._take(frame.model_copy(update={"at": frame.at + start + 1, "events": events_}))
         ui.redraw()
         await pilot.pause()
@@ -306,12 +313,13 @@ async def _serve(answer: str) -> AsyncIterator[str]:
             if answer == "silence":
                 await asyncio.sleep(3600)
             if b"/health" in request:
-                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"status":"ok"}')
+                writer.write(b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{"status":"ok"}')
             else:
                 head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
                 writer.write(head + f"event: frame\ndata: {answer}\n\n".encode())
             await writer.drain()
-            await asyncio.sleep(0.5)
+            if b"/health" not in request:
+                await asyncio.sleep(0.4)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:

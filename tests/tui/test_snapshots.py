@@ -38,7 +38,12 @@ def busy_world() -> tuple[list[StateFrame], MockControl]:
 
 def under_pressure(frame: StateFrame) -> StateFrame:
     """The same with every memory nearly full."""
-    levels: dict[str, PressureLevel] = {"cells": "critical", "vram": "critical", "ram": "high", "disk": "high"}
+    levels: dict[str, PressureLevel] = {
+        "cells": "critical",
+        "vram": "critical",
+        "ram": "high",
+        "disk": "high",
+    }
     total = frame.memory.vram_total or 1
     memory = frame.memory.model_copy(
         update={
@@ -76,7 +81,9 @@ def test_screen(snap_compare: SnapCompare, size: tuple[int, int], screen: str, p
 
 
 STATES: dict[str, Callable[[], list[Update]]] = {
-    "empty": lambda: [MockWorld(7, agents=0, start=START).frame().model_copy(update={"jobs": [], "queue": []})],
+    "empty": lambda: [
+        MockWorld(7, agents=0, start=START).frame().model_copy(update={"jobs": [], "queue": []})
+    ],
     "busy": lambda: [*frames(world(500, steps=200), 8)],
     "pressure": lambda: [under_pressure(f) for f in frames(world(24), 4)],
     "disconnected": lambda: [*frames(world(), 4), Link("lost", "no server answers; trying again")],
