@@ -64,8 +64,8 @@ class ApiKeys:
         return found
 
 
-def gather(options: Iterable[str], file: str, environment: str) -> ApiKeys:
-    """Keys from the command line, a file of `name: key` lines, and an environment variable.
+def entries_of(options: Iterable[str], file: str, environment: str) -> list[tuple[str, str]]:
+    """(name, key) pairs from the command line, an environment variable, and a file of `name: key` lines.
 
     Each is `KEY` or `NAME:KEY`; the variable may hold several, separated by spaces. Raises `KeyFault`.
     """
@@ -73,7 +73,12 @@ def gather(options: Iterable[str], file: str, environment: str) -> ApiKeys:
     entries += [_entry(text, "ASTRAEA_API_KEY") for text in environment.split()]
     if file:
         entries += _read(Path(file).expanduser())
-    return ApiKeys(entries)
+    return entries
+
+
+def gather(options: Iterable[str], file: str, environment: str) -> ApiKeys:
+    """The keys of `entries_of`. Raises `KeyFault`."""
+    return ApiKeys(entries_of(options, file, environment))
 
 
 def readable_by_others(file: str) -> bool:

@@ -3,6 +3,7 @@
 from astraea_local.bench.commands import bench_app
 
 from astraea_local.cli import serve as serve  # isort: skip
+from astraea_local.cli import top as top  # isort: skip
 from astraea_local.cli import watch as watch  # isort: skip
 from astraea_local.cli import elastic as elastic  # isort: skip
 from astraea_local.cli import jobs as jobs  # isort: skip

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from astraea_local.cli.app import app
+from astraea_local.cli.hosted import end_with_parent, has_terminal, serve_with_ui
 from astraea_local.cli.shared import DEFAULT_PROFILE, ProfileName, err, fail, progress_bar, settle
 from astraea_local.profile import Profile
 
@@ -40,13 +42,13 @@ def serve(
     tls_key: Annotated[str | None, typer.Option(help="PEM private key of the certificate.")] = None,
     no_tui: Annotated[bool, typer.Option("--no-tui", help="Plain log lines instead of the UI.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, llama.cpp included.")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
-    """Hosts a model until Ctrl-C.
+    """Hosts a model until Ctrl-C; on a terminal with the UI of `top`.
 
     Options win over the profile. Without any, the embedded demo model is served. API keys may also stand in
     ASTRAEA_API_KEY.
     """
-    del no_tui
     if model is not None and hf is not None:
         fail("--model and --hf exclude each other")
     changes = {
@@ -63,11 +65,24 @@ def serve(
         "server.tls_cert": tls_cert,
         "server.tls_key": tls_key,
     }
-    # Taken out of the environment, so that no child inherits it.
-    environment = os.environ.pop("ASTRAEA_API_KEY", "")
     settings, path = settle(profile, changes)
-    keys = _keys(api_key or [], settings.server.api_key_file, environment)
+    sources = (api_key or [], settings.server.api_key_file, os.environ.get("ASTRAEA_API_KEY", ""))
+    keys = _keys(*sources)
+    if not no_tui and has_terminal():
+        serve_with_ui(settings, sys.argv[1:], _own_key(*sources))
+        return
+    # Taken out of the environment, so that no child inherits it.
+    os.environ.pop("ASTRAEA_API_KEY", None)
+    if with_parent:
+        end_with_parent()
     run_server(settings, path, keys, verbose=verbose)
+
+
+def _own_key(options: list[str], file: str, environment: str) -> str | None:
+    """The first of the server's keys, for its own UI."""
+    from astraea_local.api import auth
+
+    return next((key for _name, key in auth.entries_of(options, file, environment)), None)
 
 
 def _keys(options: list[str], file: str, environment: str) -> "ApiKeys":

@@ -1,4 +1,4 @@
-"""Renders parts of a StateFrame; no Textual here, so that plain output and panels can share it."""
+"""The table of `ps`."""
 
 from typing import Literal
 
@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from astraea_local.frame import JobRow, StateFrame
+from astraea_local.tui.render.units import clean, seconds
 
 # Columns whose text a client chooses.
 _WIDEST = {"AGENT": 20}
@@ -32,24 +33,10 @@ def job_table(frame: StateFrame) -> Table:
             job.reason,
         )
         # Not as strings: Rich would take brackets in a name for markup.
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(clean(cell)) for cell in cells))
     return table
 
 
 def kv_place(job: JobRow) -> str:
     """Where a job's KV is, and how many tokens of it."""
     return "-" if job.kv == "none" else f"{job.kv} {job.kv_tokens}"
-
-
-def seconds(value: float) -> str:
-    """A duration in at most five characters: `0.4s`, `12s`, `3m05`, `2h10`, `4d07`."""
-    if value < 10:
-        return f"{value:.1f}s"
-    if value < 60:
-        return f"{value:.0f}s"
-    if value < 3600:
-        return f"{int(value) // 60}m{int(value) % 60:02d}"
-    if value < 100 * 3600:
-        return f"{int(value) // 3600}h{int(value) % 3600 // 60:02d}"
-    days, hours = divmod(int(value) // 3600, 24)
-    return f"{days}d{hours:02d}" if days < 100 else f"{days}d"

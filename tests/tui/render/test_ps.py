@@ -1,17 +1,13 @@
-"""The job table in plain text, and its cells."""
+"""The table of `ps` in plain text, and its cells."""
 
 import re
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from astraea_local.frame import JobRow, KvRow, ServerInfo, SpeedRow, StateFrame, Totals
-from astraea_local.tui.render import job_table, kv_place, seconds
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from astraea_local.tui.render.ps import job_table, kv_place
 
 
 def _job(**fields: Any) -> JobRow:
@@ -132,43 +128,3 @@ def test_without_jobs_there_is_only_the_header() -> None:
 def test_place_of_the_kv() -> None:
     assert kv_place(_job(kv="ram", kv_tokens=17)) == "ram 17"
     assert kv_place(_job(kv="none", kv_tokens=0)) == "-"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0.0s"),
-        (0.44, "0.4s"),
-        (9.9, "9.9s"),
-        (12, "12s"),
-        (59.4, "59s"),
-        (60, "1m00"),
-        (185, "3m05"),
-        (3599.9, "59m59"),
-        (7800, "2h10"),
-        (359_999, "99h59"),
-        (360_000, "4d04"),
-        (86400 * 100, "100d"),
-    ],
-)
-def test_durations(value: float, text: str) -> None:
-    assert seconds(value) == text
-
-
-def _read(text: str) -> float:
-    """The duration that a person reads."""
-    parts = re.fullmatch(r"(\d+|\d\.\d|10\.0)([smhd])(\d\d)?", text)
-    assert parts is not None, text
-    below = {"s": 0, "m": 1, "h": 60, "d": 3600}[parts[2]]
-    return float(parts[1]) * _UNITS[parts[2]] + int(parts[3] or 0) * below
-
-
-@given(st.floats(0, 86400 * 9999))
-def test_a_duration_is_short_and_nearly_right(value: float) -> None:
-    assert len(seconds(value)) <= 5
-    assert abs(_read(seconds(value)) - value) <= max(0.51, value / 60)
-
-
-@given(st.floats(0, 1e7), st.floats(0, 1e7))
-def test_a_longer_duration_never_looks_shorter(a: float, b: float) -> None:
-    assert _read(seconds(min(a, b))) <= _read(seconds(max(a, b)))

@@ -1,0 +1,1 @@
+"""Widgets: lines, and tables of lines."""

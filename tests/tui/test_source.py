@@ -1,0 +1,191 @@
+"""Sources: reconnecting, skipping, refusing, and playing a recording in its own time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from astraea_local.frame import StateFrame
+from astraea_local.tui.record import Recorder, Recording
+from astraea_local.tui.source import HttpSource, Link, ReplaySource, Transport, Update, newest, reason
+from tests.tui.driving import frames, world
+
+FRAMES = frames(world(), 6)
+
+
+class Stream(httpx.AsyncByteStream):
+    """Server-sent events, then the end of the connection or silence."""
+
+    def __init__(self, *taken: StateFrame, silent: bool = False) -> None:
+        self._taken = taken
+        self._silent = silent
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b": hello\n\n"
+        for frame in self._taken:
+            yield f"event: frame\ndata: {frame.model_dump_json()}\n\n".encode()
+        if self._silent:
+            await asyncio.Event().wait()
+
+
+class Server:
+    """Gives one answer after another to those who ask for events; refuses connections when there is none."""
+
+    def __init__(self, *answers: httpx.Response | int, health: list[dict[str, object]] | None = None) -> None:
+        self.answers = list(answers)
+        self.health = health or []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health":
+            body = self.health.pop(0) if self.health else {"status": "ok"}
+            return httpx.Response(200 if body["status"] == "ok" else 503, json=body)
+        answer = self.answers.pop(0) if self.answers else 0
+        if isinstance(answer, httpx.Response):
+            return answer
+        if answer:
+            return httpx.Response(answer, json={"error": {"message": "refused"}})
+        raise httpx.ConnectError("refused", request=request)
+
+
+def source(server: Server, *, interval: float = 0.0) -> HttpSource:
+    client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(server))
+    return HttpSource("http://server", client, interval=interval)
+
+
+def stream(*taken: StateFrame, silent: bool = False) -> httpx.Response:
+    return httpx.Response(200, stream=Stream(*taken, silent=silent))
+
+
+async def collect(updates: AsyncIterator[Update], last: Update | str, seconds: float = 20.0) -> list[Update]:
+    """All updates up to one that is `last`, or a link whose text contains it."""
+    seen: list[Update] = []
+    async with asyncio.timeout(seconds):
+        async for update in updates:
+            seen.append(update)
+            if update == last or (isinstance(update, Link) and isinstance(last, str) and last in update.text):
+                break
+    return seen
+
+
+async def test_a_broken_connection_is_told_and_made_again() -> None:
+    seen = await collect(
+        source(Server(stream(FRAMES[0]), stream(FRAMES[1], silent=True))).updates(), FRAMES[1]
+    )
+    assert [u.state for u in seen if isinstance(u, Link)] == ["connecting", "live", "lost", "live"]
+    assert [u for u in seen if isinstance(u, StateFrame)] == FRAMES[:2]
+
+
+async def test_frames_that_come_faster_than_they_are_wanted_are_skipped() -> None:
+    seen = await collect(source(Server(stream(*FRAMES, silent=True)), interval=0.05).updates(), FRAMES[-1])
+    taken = [u for u in seen if isinstance(u, StateFrame)]
+    assert len(taken) < len(FRAMES)
+    assert taken[-1] == FRAMES[-1]
+
+
+async def test_all_frames_are_recorded_also_those_that_are_skipped() -> None:
+    raw: list[bytes] = []
+    server = Server(stream(*FRAMES, silent=True))
+    client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(server))
+    await collect(HttpSource("x", client, interval=0.05, on_raw=raw.append).updates(), FRAMES[-1])
+    assert [StateFrame.model_validate_json(data) for data in raw] == FRAMES
+
+
+async def test_a_loading_model_is_shown_with_its_progress() -> None:
+    server = Server(stream(FRAMES[0], silent=True), health=[{"status": "loading", "progress": 0.43}])
+    seen = await collect(source(server).updates(), FRAMES[0])
+    assert Link("loading", "loading the model, 43%") in seen
+
+
+async def test_a_server_that_is_starting_is_waited_for() -> None:
+    class Late(Server):
+        tries = 0
+
+        async def __call__(self, request: httpx.Request) -> httpx.Response:
+            self.tries += 1
+            if self.tries < 3:
+                raise httpx.ConnectError("refused", request=request)
+            return await super().__call__(request)
+
+    transport = httpx.MockTransport(Late(stream(FRAMES[0], silent=True)))
+    client = httpx.AsyncClient(base_url="http://server", transport=transport)
+    seen = await collect(HttpSource("x", client, starting=True).updates(), FRAMES[0])
+    assert seen[0] == Link("connecting", "the server is starting")
+    assert not any(isinstance(u, Link) and u.state == "lost" for u in seen)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "API key"), (404, "not an astraea-local server"), (500, "refused"), (0, "no server")],
+)
+async def test_what_is_wrong_is_said(status: int, words: str) -> None:
+    seen = await collect(source(Server(status)).updates(), words)
+    assert isinstance(seen[-1], Link)
+    assert seen[-1].state == "lost"
+
+
+async def test_one_frame_or_the_reason_why_not() -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=FRAMES[0].model_dump_json())
+
+    client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(answer))
+    assert await newest(client) == FRAMES[0]
+    assert reason(httpx.ReadTimeout("x")).startswith("the server said nothing")
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    with Recorder(tmp_path / "r.jsonl") as recorder:
+        for frame in FRAMES:
+            recorder.write(frame.model_dump_json().encode())
+    return Recording(tmp_path / "r.jsonl")
+
+
+async def test_a_recording_plays_to_its_end_and_again(recording: Recording) -> None:
+    with recording:
+        playing = ReplaySource(recording)
+        assert playing.transport is not None
+        playing.transport.speed = 16.0
+        updates = playing.updates()
+        seen = await collect(updates, "‖ recording 6/6")
+        assert [u for u in seen if isinstance(u, StateFrame)] == FRAMES
+        playing.transport.toggle()
+        again = await collect(updates, FRAMES[1])
+        assert FRAMES[0] in again
+        await updates.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_recording_is_stepped_both_ways(recording: Recording) -> None:
+    with recording:
+        playing = ReplaySource(recording)
+        assert playing.transport is not None
+        playing.transport.step(3)
+        updates = playing.updates()
+        assert FRAMES[3] in await collect(updates, FRAMES[3])
+        playing.transport.step(-1)
+        assert FRAMES[2] in await collect(updates, FRAMES[2])
+        await updates.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_broken_line_is_told_and_does_not_end_the_play(tmp_path: Path) -> None:
+    lines = [frame.model_dump_json() for frame in FRAMES[:3]]
+    lines[1] = '{"frame_version": 99}'
+    (tmp_path / "r.jsonl").write_text("\n".join(lines) + "\n")
+    with Recording(tmp_path / "r.jsonl") as recording:
+        seen = await collect(ReplaySource(recording).updates(), FRAMES[2])
+    assert any(isinstance(u, Link) and "frame version 99" in u.text for u in seen)
+
+
+def test_steps_and_speeds_stay_in_their_bounds() -> None:
+    transport = Transport(10)
+    transport.step(-5)
+    assert transport.position == 0
+    transport.step(50)
+    assert transport.position == 9
+    for _ in range(20):
+        transport.faster(1)
+    assert transport.speed == 16.0
+    for _ in range(20):
+        transport.faster(-1)
+    assert transport.speed == 0.25
