@@ -177,6 +177,11 @@ class EngineCore:
         return self.residency.table
 
     @property
+    def stalled_s(self) -> float:
+        """Seconds that moving KV took of the last step."""
+        return self._stall.spent
+
+    @property
     def layout(self) -> Layout:
         """Of the present context, or of the last one."""
         return "unified" if self._params.unified else "per_slot"
