@@ -69,7 +69,7 @@ def outline(body: Generation) -> Outline | None:
         )
     roles = [m.role in ("system", "developer") for m in body.messages]
     system = roles.index(False) if False in roles else len(roles)
-    return Outline(hash(json.dumps(body.tools, sort_keys=True)), tuple(messages), system)
+    return Outline(hash(json.dumps(body.raw_tools, sort_keys=True)), tuple(messages), system)
 
 
 def find_loss(

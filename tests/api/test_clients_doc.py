@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import tomllib
@@ -40,9 +41,12 @@ def roomy(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("code", snippets("python"))
-def test_python(code: str, roomy: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python(code: str, roomy: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ADDRESS in code
-    exec(compile(code.replace(ADDRESS, roomy.url), "docs/clients.md", "exec"), {"__name__": "snippet"})
+    # A real file, because smolagents reads the source of its tools.
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(code.replace(ADDRESS, roomy.url), encoding="utf-8")
+    runpy.run_path(str(snippet))
     assert capsys.readouterr().out.strip()
 
 

@@ -20,7 +20,7 @@ _ASSISTANT = {
 }
 _RESULT = {"role": "tool", "tool_call_id": "1", "content": "def test(): assert False  # " * 3}
 _TOOL = {"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}
-_OTHER = {"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}
+_OTHER_TOOL = {"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}
 _ALL: list[dict[str, Any]] = [_SYSTEM, _USER, _ASSISTANT, _RESULT]
 
 
@@ -79,7 +79,7 @@ def _changed(index: int, **fields: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("new", "cause", "words"),
     [
-        (_chat(_ALL, [_TOOL, _OTHER]), "tools", "tools changed"),
+        (_chat(_ALL, [_TOOL, _OTHER_TOOL]), "tools", "tools changed"),
         (_chat(_ALL), "tools", "tools changed"),
         (_chat(_changed(0, content="It is Tuesday."), [_TOOL]), "system", "system message changed"),
         (_chat(_ALL[1:], [_TOOL]), "system", "system message changed"),
