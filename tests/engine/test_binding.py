@@ -1,5 +1,6 @@
 """The wrapper over llama.cpp: errors that a user can act on, and views that really reach it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +121,10 @@ def test_text_survives_the_tokenizer(demo_model: Model) -> None:
     special = vocab.tokenize("<|im_end|>", add_special=False, parse_special=True)
     assert [vocab.piece(int(t), special=False) for t in special] == [b""]
     assert vocab.is_eog(int(special[0]))
+
+
+def test_a_refused_grammar_is_not_printed(demo_model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BindingError):
+        Grammar(demo_model.vocab, 'root ::= "a-secret-of-somebody')
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
