@@ -9,6 +9,7 @@ import numpy as np
 
 from astraea_local.engine.binding.library import BindingError, Handle, Logits, log
 from astraea_local.engine.binding.model import Vocab
+from astraea_local.engine.binding.quiet import quiet
 
 
 class Candidates:
@@ -78,7 +79,9 @@ class Grammar(Handle):
     def __init__(self, vocab: Vocab, gbnf: str) -> None:
         """Raises `BindingError` with llama.cpp's parse error."""
         log.recent.clear()
-        self._pointer = lib.llama_sampler_init_grammar(vocab.pointer, gbnf.encode(), b"root")
+        # It prints the whole grammar that it refuses, which is a client's text.
+        with quiet():
+            self._pointer = lib.llama_sampler_init_grammar(vocab.pointer, gbnf.encode(), b"root")
         if not self._pointer:
             raise BindingError(f"not a valid GBNF grammar: {' '.join(log.recent) or 'no root rule'}")
 
