@@ -147,7 +147,6 @@ def test_text_survives_the_tokenizer(demo_model: Model) -> None:
     assert vocab.is_eog(int(special[0]))
 
 
-<<<<<<< HEAD
 def test_devices_and_their_memory_agree() -> None:
     """What the structure says of each device is what the single questions say."""
     for device in binding.build_info().devices:
@@ -174,10 +173,10 @@ def test_a_model_is_put_on_discrete_gpus_first(monkeypatch: pytest.MonkeyPatch) 
     assert used(0, "layer", 0) == []
     monkeypatch.setattr(build, "_devices", lambda: [devices[0], devices[3]])
     assert used(-1, "none", 0) == ["igpu"]
-=======
+
+
 def test_a_refused_grammar_is_not_printed(demo_model: Model, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BindingError):
         Grammar(demo_model.vocab, 'root ::= "a-secret-of-somebody')
     os.write(2, b"heard again")
     assert capfd.readouterr().err == "heard again"
->>>>>>> access
