@@ -265,14 +265,15 @@ class ChatRequest(Generation):
             for tool in self.tools or ()
         ] or None
 
-    @model_validator(mode="after")
-    def _choice_is_possible(self) -> "ChatRequest":
-        names = [tool.function.name for tool in self.tools or ()]
-        if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice 'required' needs tools")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not in tools")
-        return self
+    @field_validator("tool_choice")
+    @classmethod
+    def _choice_is_possible(cls, value: Any, info: ValidationInfo) -> Any:
+        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        if value == "required" and not names:
+            raise ValueError("'required' needs tools")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise ValueError(f"names {value.function.name!r}, which is not in tools")
+        return value
 
     @field_validator("top_logprobs")
     @classmethod

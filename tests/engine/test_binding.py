@@ -119,8 +119,8 @@ def test_a_bad_grammar_is_an_error(demo_model: Model) -> None:
 def test_a_guide_follows_its_grammar(demo_model: Model) -> None:
     vocab = demo_model.vocab
     guides = Guides(vocab)
-    end = int(vocab.eos)
-    guide = guides.open(f'start: "ab" <[{end}]> "c"')
+    mark = int(vocab.tokenize("<repo_name>", add_special=False, parse_special=True)[0])
+    guide = guides.open(f'start: "ab" <[{mark}]> "c"')
     a, b, c = (int(vocab.tokenize(t, add_special=False, parse_special=False)[0]) for t in "abc")
     candidates = Candidates(vocab.n_tokens)
     candidates.fill(np.zeros(vocab.n_tokens, dtype=np.float32))
@@ -128,11 +128,11 @@ def test_a_guide_follows_its_grammar(demo_model: Model) -> None:
     allowed = np.flatnonzero(np.isfinite(candidates.data["logit"]))
     assert b"ab" in {vocab.piece(int(t), special=True) for t in allowed} <= {b"a", b"ab"}
     assert not guide.take(b)
-    assert [guide.take(t) for t in (a, b, end)] == [True, True, True]
+    assert [guide.take(t) for t in (a, b, mark)] == [True, True, True]
     assert guide.take(c)
     assert guide.complete
     # What one output did is nothing to the next.
-    again = guides.open(f'start: "ab" <[{end}]> "c"')
+    again = guides.open(f'start: "ab" <[{mark}]> "c"')
     assert again.take(a)
 
 

@@ -178,3 +178,15 @@ def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness) -> No
     whole = h.ask("b", prompt(1, 30), 40, stream=False)
     assert "".join(pieces) + streamed.text == whole.text
     assert len(pieces) > 1
+
+
+def test_a_constraint_may_ask_for_special_tokens_and_their_text(demo_model: Model) -> None:
+    h = Harness(demo_model, override(Profile(), {"context.size": 512, "context.slots": 1}))
+    mark = int(demo_model.vocab.tokenize("<repo_name>", add_special=False, parse_special=True)[0])
+    rules = SamplingParams(temperature=0, guidance=f'start: "before" <[{mark}]> "behind"\n')
+    prompt = h.tokens("Say something.")
+    hidden = h.ask("a", prompt, 32, sampling=rules, ignore_eos=False)
+    shown = h.ask("b", prompt, 32, sampling=rules, ignore_eos=False, shown=(mark,))
+    h.close()
+    assert (hidden.text, hidden.reason) == ("beforebehind", "stop")
+    assert (shown.text, shown.reason) == ("before<repo_name>behind", "stop")
