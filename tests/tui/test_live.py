@@ -188,7 +188,7 @@ async def test_the_history_is_shown_and_exported(
         await until(pilot, lambda: [job.job for job in table.rows] == ["past"])
         await pilot.press("e")
         await until(pilot, lambda: len(list(tmp_path.glob("*.csv"))) == 1)
-    (file,) = tmp_path.glob("*.csv")
+    (file,) = tmp_path.glob("*.csv")  # noqa: ASYNC240
     assert "past" in file.read_text()
 
 
