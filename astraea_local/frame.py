@@ -91,6 +91,9 @@ class JobRow(_Part):
     wait_p50_s: float | None = None
     """Predicted length of its present tool wait; None when it does not wait."""
     wait_p90_s: float | None = None
+    prefix_note: str = ""
+    """Where and why its prompt last stopped repeating what is known, `prefix lost at token 1,204 of 3,300:
+    tools changed`; empty while it always went on."""
     next_move: str = ""
     """What the retention policy will do with its KV next, `park to RAM`, and why."""
     next_move_s: float | None = None

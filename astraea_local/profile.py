@@ -17,6 +17,36 @@ KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 RetentionName = Literal["adaptive", "paper", "keep", "drop", "lru"]
 PolicyName = Literal["astraea", "astraea_paper", "fcfs", "sjf", "hrrn", "mlfq", "plas", "continuum"]
 
+ToolFormatName = Literal[
+    "auto",
+    "hermes",
+    "json",
+    "llama3",
+    "pythonic",
+    "mistral",
+    "mistral_nemo",
+    "qwen_coder",
+    "harmony",
+    "deepseek",
+    "deepseek_v31",
+    "dsml",
+    "dsml_v4",
+    "kimi",
+    "glm",
+    "glm_47",
+    "minimax",
+    "minicpm",
+    "seed",
+    "functionary",
+    "cohere",
+    "nemotron",
+    "tool_calls",
+    "lfm2",
+    "granite",
+    "firefunction",
+    "gigachat",
+]
+
 
 class ProfileError(Exception):
     """A profile that cannot be used; the message is one line naming file, line, field and remedy."""
@@ -42,6 +72,8 @@ class ModelSettings(_Section):
     """`auto` lets llama.cpp decide by device; a quantized V cache needs it."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0 = the physical cores."""
+    tool_format: ToolFormatName = "auto"
+    """How the model writes tool calls; `auto` = as its chat template says (docs/structured.md)."""
 
 
 class ContextSettings(_Section):
@@ -164,7 +196,7 @@ class PredictionSettings(_Section):
 
 class ServerSettings(_Section):
     host: str = "127.0.0.1"
-    """Address to listen on; only loopback addresses are accepted until API keys exist."""
+    """Address to listen on; one that other machines can reach needs an API key."""
     port: int = Field(default=8080, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
     max_queue: int = Field(default=256, ge=1)
@@ -177,6 +209,48 @@ class ServerSettings(_Section):
     """A job that sent nothing for so long is forgotten (its KV is kept as long as room allows)."""
     max_body_mib: int = Field(default=16, ge=1)
     """Largest request body, MiB."""
+    responses_kept: int = Field(default=512, ge=0)
+    """Responses that `previous_response_id` can continue; 0 stores none."""
+    responses_mib: int = Field(default=64, ge=1)
+    """Memory for them, MiB; each is counted with its whole conversation."""
+    responses_age_s: float = Field(default=86400.0, gt=0)
+    """How long a response is stored."""
+    max_queue_per_key: int = Field(default=128, ge=1)
+    """Of `max_queue`, what the clients of one API key may take."""
+    max_connections: int = Field(default=512, ge=1)
+    """Open connections; one more is answered with 503 and closed."""
+    request_timeout_s: float = Field(default=3600.0, ge=0)
+    """Seconds after which a request is given up with 504, waiting included; 0 = never."""
+    read_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a client may take to send the headers of a request, and again for its body."""
+    slow_reader_s: float = Field(default=30.0, gt=0)
+    """Seconds after which a client that does not read its answer is cut off."""
+    allowed_hosts: tuple[str, ...] = Field(default=(), strict=False)
+    """Names besides this machine's own that clients may call the server by, as in `["llm.lan"]`."""
+    cors_origins: tuple[str, ...] = Field(default=(), strict=False)
+    """Web pages of other sites that may use the server, as in `["https://app.example"]`; `"*"` = all."""
+    api_key_file: str = ""
+    """File of `name: key` lines; with keys, every endpoint but /health needs one."""
+    tls_cert: str = ""
+    """PEM file of the certificate chain; with it the server speaks https."""
+    tls_key: str = ""
+    """PEM file of the certificate's private key."""
+    log_prompts: bool = False
+    """Write every prompt to the log. Without it no text of a request or an answer is ever logged."""
+
+    @model_validator(mode="after")
+    def _tls_is_a_pair(self) -> "ServerSettings":
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("server.tls_cert and server.tls_key belong together: set both or none")
+        return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write scheme and host, as in https://app.example")
+        return value
 
 
 class Profile(_Section):

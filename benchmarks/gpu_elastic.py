@@ -147,7 +147,10 @@ async def _wait(url: str, done: Callable[[StateFrame], bool], limit_s: float) ->
             await asyncio.sleep(1.0)
             return await fetch_frame(url), elapsed
         if elapsed > limit_s:
-            state = f"{frame.server.context} cells, pressure {frame.memory.pressure}, {frame.status}"
+            state = (
+                f"{frame.server.context} cells, pressure {frame.memory.pressure}, {frame.status}, "
+                f"as of {time.time() - frame.at:.0f} s ago"
+            )
             raise ServerError(f"the context did not follow the pressure within {limit_s:.0f} s: {state}")
         await asyncio.sleep(0.2)
 

@@ -148,8 +148,8 @@ def test_a_profile_that_cannot_be_read(tmp_path: Path) -> None:
         ("--slots", "0", "context.slots: Input should be greater than or equal to 1"),
         ("--policy", "random", "scheduler.policy: Input should be 'astraea', 'astraea_paper', 'fcfs'"),
         ("--kv-layout", "mixed", "kv.layout: Input should be 'auto', 'per_slot' or 'unified'"),
-        ("--host", "0.0.0.0", "'0.0.0.0' is not a loopback address"),
-        ("--host", "example.com", "'example.com' is not a loopback address"),
+        ("--host", "0.0.0.0", "'0.0.0.0' can be reached by other machines: give an API key"),
+        ("--host", "example.com", "'example.com' can be reached by other machines: give an API key"),
     ],
 )
 def test_a_bad_option_names_its_setting(option: str, value: str, words: str) -> None:

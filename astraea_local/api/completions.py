@@ -1,5 +1,6 @@
 """`POST /v1/completions`."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,12 +31,15 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             raise ApiError(400, "prompt: send one text for each request", param="prompt")
         prompt = prompt[0]
     tokens = service.text.text_prompt(prompt)
-    call = await service.open(request, body, tokens, endpoint="completions", top=body.logprobs)
+    guidance = await asyncio.to_thread(service.text.guidance, body)
+    call = await service.open(
+        request, body, tokens, endpoint="completions", top=body.logprobs, guidance=guidance
+    )
     form = _Form(service.text, body.logprobs is not None)
     form.echo = service.text.decode(tokens) if body.echo else ""
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
-        return stream(service, call, form.chunks, usage)
+        return stream(service, call, service.events(call), form.chunks, usage)
     try:
         answers = await until_disconnect(request, service.answers(call))
     finally:

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's SDKs read."""
+"""Errors in the shapes that the SDKs of OpenAI and Anthropic read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,16 @@ from starlette.exceptions import HTTPException
 
 from astraea_local.engine.messages import Failed, Reply
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+_ANTHROPIC_TYPES = _TYPES | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+# Everything under it speaks Anthropic's dialect.
+_ANTHROPIC_PATH = "/v1/messages"
 
 
 class ApiError(HTTPException):
@@ -24,8 +33,12 @@ class ApiError(HTTPException):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message)
+        sent = dict(headers or {})
+        if retry_after_s is not None:
+            sent["Retry-After"] = str(max(1, round(retry_after_s)))
+        super().__init__(status, message, sent)
         self.status = status
         self.message = message
         self.code = code
@@ -45,11 +58,17 @@ class ApiError(HTTPException):
             }
         }
 
-    def response(self) -> JSONResponse:
-        headers: Mapping[str, str] | None = None
-        if self.retry_after_s is not None:
-            headers = {"Retry-After": str(max(1, round(self.retry_after_s)))}
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same for Anthropic's SDK: `{"type": "error", "error": {...}}`."""
+        default = "invalid_request_error" if self.status < 500 else "api_error"
+        kind = _ANTHROPIC_TYPES.get(self.status, default)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str = "") -> JSONResponse:
+        """The whole answer, in the dialect of the path that was asked for."""
+        body = self.anthropic_body if path.startswith(_ANTHROPIC_PATH) else self.body
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
 
 
 def from_failure(failed: Failed) -> ApiError:
@@ -72,12 +91,12 @@ def install(app: FastAPI) -> None:
     """Makes every error of the app, FastAPI's own included, answer in that shape."""
 
     @app.exception_handler(ApiError)
-    async def _api_error(_request: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+    async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+        return error.response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return _from_validation(error).response()
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _from_validation(error).response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -87,13 +106,13 @@ def install(app: FastAPI) -> None:
             message = f"{where} does not exist on this server"
         if error.status_code == 405:
             message = f"{where} is not possible: use {(error.headers or {}).get('Allow', 'another method')}"
-        response = ApiError(error.status_code, message).response()
+        response = ApiError(error.status_code, message).response(request.url.path)
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
-    async def _bug(_request: Request, _error: Exception) -> JSONResponse:
-        return ApiError(500, "the server failed on this request; its log says why").response()
+    async def _bug(request: Request, _error: Exception) -> JSONResponse:
+        return ApiError(500, "the server failed on this request; its log says why").response(request.url.path)
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

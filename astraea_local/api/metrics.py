@@ -30,6 +30,18 @@ class Metrics:
         self._itl = histogram("inter_token_latency", "Mean time between tokens of a request", _TOKEN_SECONDS)
         self._queue = histogram("queue_wait", "Request to slot", _SECONDS)
         self._jct = histogram("job_completion", "First request of a job to its last answer", _JOB_SECONDS)
+        self._lost = Counter(
+            "astraea_prefix_lost",
+            "Requests that did not repeat what is known of their job",
+            ["cause"],
+            registry=self.registry,
+        )
+        self._lost_tokens = Counter(
+            "astraea_prefix_lost_tokens", "Known tokens that they did not repeat", registry=self.registry
+        )
+        self._refused = Counter(
+            "astraea_refused", "Requests refused before any endpoint", ["code"], registry=self.registry
+        )
         self._requests = Counter(
             "astraea_requests", "Requests by outcome", ["endpoint", "outcome"], registry=self.registry
         )
@@ -44,6 +56,15 @@ class Metrics:
     def request(self, endpoint: str, outcome: str) -> None:
         """Counts a request."""
         self._requests.labels(endpoint, outcome).inc()
+
+    def prefix_lost(self, cause: str, tokens: int) -> None:
+        """Counts a request that made a job's known prefix worthless."""
+        self._lost.labels(cause).inc()
+        self._lost_tokens.inc(tokens)
+
+    def refused(self, code: str) -> None:
+        """Counts a request that the gate turned away."""
+        self._refused.labels(code).inc()
 
     def job(self, seconds: float) -> None:
         """Counts a completed job."""

@@ -34,4 +34,13 @@ class ToolArguments:
     fragment: str
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A complete call; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 AnswerPart = Text | Reasoning | ToolCallBegun | ToolArguments

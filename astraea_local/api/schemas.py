@@ -5,7 +5,15 @@ Unknown fields are ignored, because clients send many; a known field of a wrong 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from astraea_local.engine.sampling import DRY_BREAKERS
 from astraea_local.profile import PolicyName
@@ -29,6 +37,13 @@ class TextPart(_Body):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _a_refusal_is_text(self) -> "TextPart":
+        if self.text is None:
+            self.text = self.refusal
+        return self
 
 
 class Message(_Body):
@@ -39,7 +54,18 @@ class Message(_Body):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
-    reasoning_content: str | None = None
+    reasoning_content: str | None = Field(
+        default=None, validation_alias=AliasChoices("reasoning_content", "reasoning")
+    )
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _named_calls(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for call in value or ():
+            function = call.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise ValueError('each call needs {"function": {"name": ..., "arguments": ...}}')
+        return value
 
     @field_validator("content")
     @classmethod
@@ -121,6 +147,14 @@ class Generation(_Body):
     """A JSON schema that the output follows; `response_format` is OpenAI's way to say it."""
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    service_tier: str | None = None
+    """`priority` and `flex` move a job up or down by a queue."""
+    nvext: dict[str, Any] | None = None
+    """NVIDIA Dynamo's extension; `agent_hints.priority` is read."""
 
     @field_validator("stop")
     @classmethod
@@ -162,16 +196,83 @@ class Generation(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class FunctionTool(_Body):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[\w.:/-]{1,128}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments, an object; None = any object."""
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    type: Literal["function"] = "function"
+    function: FunctionTool
+
+
+class FunctionName(_Body):
+    name: str
+
+
+class NamedTool(_Body):
+    """A choice of one tool, which must be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
 class ChatRequest(Generation):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`, and what the other chat dialects are turned into."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    """`required` and a named tool constrain the output, so that the arguments fit the tool's schema."""
+    parallel_tool_calls: bool = True
+    """Whether one answer may hold several calls."""
+    reasoning_format: Literal["auto", "none", "deepseek", "deepseek-legacy"] = "auto"
+    """Where the model's thoughts go: `reasoning_content` (auto, deepseek), the content (none), or both."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """Given to templates that know it; `none` asks for an answer without thoughts."""
     chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the model's template, for example `enable_thinking`."""
+
+    @field_validator("tools")
+    @classmethod
+    def _unique_names(cls, value: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in value or ()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{min(twice)!r} is defined twice")
+        return value or None
+
+    @property
+    def raw_tools(self) -> list[dict[str, Any]] | None:
+        """The tools as templates expect them; in one order, so that the same tools are the same prompt."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.function.name,
+                    "description": tool.function.description or "",
+                    "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+                },
+            }
+            for tool in self.tools or ()
+        ] or None
+
+    @model_validator(mode="after")
+    def _choice_is_possible(self) -> "ChatRequest":
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice 'required' needs tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not in tools")
+        return self
 
     @field_validator("top_logprobs")
     @classmethod

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,6 +14,9 @@ from pathlib import Path
 import uvicorn
 
 from astraea_local.api.app import create_app
+from astraea_local.api.auth import ApiKeys
+from astraea_local.api.connections import GuardedProtocol
+from astraea_local.api.origins import is_loopback
 from astraea_local.api.service import Service
 from astraea_local.api.text_model import TextModel
 from astraea_local.engine.messages import Ready
@@ -23,26 +26,26 @@ from astraea_local.profile import Profile, ServerSettings
 
 _logger = logging.getLogger(__name__)
 _CLOSE_S = 2
+# What the kernel keeps of an answer that nobody reads; without it several MiB for each connection.
+_SEND_BUFFER = 128 << 10
 
 
 class ServeError(Exception):
     """The server cannot start; the message is one line for a user."""
 
 
-def listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings, keys: ApiKeys) -> socket.socket:
     """A bound socket. Raises `ServeError`: better now than after the model is loaded."""
-    try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
+    if not is_loopback(settings.host) and not keys:
         raise ServeError(
-            f"server.host {settings.host!r} is not a loopback address: there are no API keys yet, so only "
-            "127.0.0.1, ::1 and localhost are served"
+            f"server.host {settings.host!r} can be reached by other machines: give an API key with "
+            "--api-key-file, --api-key or ASTRAEA_API_KEY, or listen on 127.0.0.1"
         )
+    _check_certificate(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     try:
         sock.bind((settings.host, settings.port))
     except OSError as error:
@@ -52,6 +55,21 @@ def listen(settings: ServerSettings) -> socket.socket:
             raise ServeError(f"{where} is in use: choose another with --port or server.port") from None
         raise ServeError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     return sock
+
+
+def _check_certificate(settings: ServerSettings) -> None:
+    if not settings.tls_cert:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, lambda: ""
+        )
+    except FileNotFoundError:
+        missing = next(f for f in (settings.tls_cert, settings.tls_key) if not Path(f).is_file())
+        raise ServeError(f"{missing}: no such file; see --tls-cert and --tls-key") from None
+    except (OSError, ValueError) as error:
+        files = f"{settings.tls_cert} and {settings.tls_key}"
+        raise ServeError(f"{files} are not a PEM certificate and its unencrypted key: {error}") from None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -67,6 +85,7 @@ async def serve(
     model_path: Path,
     sock: socket.socket,
     *,
+    keys: ApiKeys,
     on_progress: Callable[[float], None],
     on_ready: Callable[[Ready, str], None],
     log_level: int = logging.WARNING,
@@ -76,20 +95,31 @@ async def serve(
     `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
     Raises `EngineStartError` and `ModelLoadError`.
     """
-    text = TextModel(model_path)
+    text = TextModel(model_path, profile.model.tool_format)
     engine = Engine(EngineSpec(profile, model_path, log_level), on_progress=on_progress)
     service = Service(profile, engine, text)
+
+    class Connection(GuardedProtocol):
+        settings = profile.server
+
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, keys),
+        http=Connection,
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ssl_certfile=profile.server.tls_cert or None,
+        ssl_keyfile=profile.server.tls_key or None,
         timeout_graceful_shutdown=_CLOSE_S,
         h11_max_incomplete_event_size=64 << 10,
     )
     server = _Uvicorn(config)
     host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if profile.server.tls_cert else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     async with _running(server, sock), _signals() as stop:
         try:
             started = asyncio.create_task(engine.start())

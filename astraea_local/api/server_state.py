@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from astraea_local.api.errors import ApiError
+from astraea_local.api.listing import listing
 from astraea_local.api.schemas import DetokenizeRequest, PolicyRequest, TokenizeRequest
 from astraea_local.api.service import Service
 from astraea_local.frame import StateFrame
@@ -41,21 +42,7 @@ async def health(request: Request) -> JSONResponse:
 async def models(request: Request) -> dict[str, Any]:
     """The one model that is hosted."""
     service = _service(request)
-    ready = service.engine.ready
-    entry: dict[str, Any] = {
-        "id": service.text.name,
-        "object": "model",
-        "created": int(request.app.state.started_at),
-        "owned_by": "astraea-local",
-    }
-    if ready is not None:
-        entry["meta"] = {
-            "context": ready.context,
-            "job_context": ready.job_context,
-            "slots": ready.slots,
-            "layout": ready.layout,
-        }
-    return {"object": "list", "data": [entry]}
+    return listing(service.text.name, int(request.app.state.started_at), service.engine.ready)
 
 
 @router.get("/metrics")

@@ -1,6 +1,7 @@
 """Requests become segments here, and their events become answers; what the endpoints share."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,12 @@ from urllib.parse import quote
 from fastapi import Request
 
 from astraea_local.api.errors import ApiError, from_failure
+from astraea_local.api.hygiene import Outline, outline
 from astraea_local.api.identity import Identity, JobBook
 from astraea_local.api.metrics import Metrics
+from astraea_local.api.names import FIELDS
 from astraea_local.api.schemas import ChatRequest, Generation
+from astraea_local.api.tenants import Tenants
 from astraea_local.api.text_model import TextModel
 from astraea_local.api.tools import kind_of, returned_tool
 from astraea_local.engine.binding import Tokens
@@ -22,6 +26,8 @@ from astraea_local.engine.supervisor import Engine, Handle, SegmentEvent
 from astraea_local.profile import Profile
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
 
 _LOADING_RETRY_S = 2.0
 _BUSY_RETRY_S = 5.0
@@ -45,6 +51,10 @@ class Call:
     prompt: Tokens
     handles: list[Handle]
     finished: dict[int, Finished] = field(default_factory=dict)
+    tenant: str = ""
+    outline: Outline | None = None
+    deadline: float | None = None
+    """On the event loop's clock."""
     closed: bool = False
 
     @property
@@ -87,8 +97,11 @@ class Service:
         self.engine = engine
         self.text = text
         self.book = JobBook(
-            generation_prompt_tokens=text.generation_prompt_tokens, idle_s=profile.server.job_idle_s
+            generation_prompt_tokens=text.generation_prompt_tokens,
+            idle_s=profile.server.job_idle_s,
+            decode=text.decode,
         )
+        self.tenants = Tenants(profile.server.max_queue_per_key)
         self.metrics = Metrics(lambda: engine.frame)
 
     def check_ready(self, choices: int = 1) -> int:
@@ -116,27 +129,47 @@ class Service:
             )
         return engine.ready.job_context
 
-    async def chat_prompt(self, body: ChatRequest) -> Tokens:
-        """Tokens of a conversation; long ones must not hold up other requests. Raises `ApiError`."""
-        return await asyncio.to_thread(self.text.chat_prompt, body)
-
     async def open(
-        self, request: Request, body: Generation, prompt: Tokens, *, endpoint: str, top: int | None
+        self,
+        request: Request,
+        body: Generation,
+        prompt: Tokens,
+        *,
+        endpoint: str,
+        top: int | None,
+        shown: tuple[int, ...] = (),
+        guidance: str | None = None,
+        tool: str | None = None,
     ) -> Call:
-        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`."""
+        """Takes a request in; `top` is the number of alternatives to report. Raises `ApiError`.
+
+        `shown` are special tokens whose text the output keeps, `guidance` is the grammar that it follows.
+        `tool` is the one that the request comes back from; None = what its messages say.
+        """
         limit = self.check_ready(body.n)
         if len(prompt) == 0:
             raise ApiError(400, "the prompt is empty", param="prompt")
         if len(prompt) >= limit:
             raise ApiError(
                 400,
-                f"the prompt has {len(prompt)} tokens, a job's context holds {limit}: shorten it, or serve "
-                "with a larger context.size or fewer context.slots",
+                # Clients know these words, and compact the conversation.
+                f"prompt is too long: {len(prompt)} tokens > {limit} maximum of a job's context: shorten it, "
+                "or serve with a larger context.size or fewer context.slots",
                 code="context_length_exceeded",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
-        sampling = await asyncio.to_thread(self._sampling, body, top)
-        identity = self.book.identify(request.headers, body, prompt)
+        sampling = replace(await asyncio.to_thread(self._sampling, body, top), guidance=guidance)
+        tenant, parts = getattr(request.state, "tenant", ""), outline(body)
+        self.tenants.take(tenant, body.n)
+        try:
+            identity = self.book.identify(
+                request.headers, {f: getattr(body, f) for f in FIELDS}, prompt, tenant=tenant, outline=parts
+            )
+        except ApiError:
+            self.tenants.release(tenant, body.n)
+            raise
+        if self.profile.server.log_prompts:
+            _logger.warning("%s: %s", identity.job, self.text.decode(prompt))
         wanted = body.max_tokens
         if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
             wanted = body.max_completion_tokens
@@ -147,12 +180,13 @@ class Service:
             max_output=limit - len(prompt) if wanted is None else wanted,
             sampling=sampling,
             stops=body.stops,
+            shown=shown,
             ignore_eos=body.ignore_eos,
             stream=body.stream,
             parent=identity.parent,
             priority=identity.priority,
             kind=kind_of(prompt),
-            tool=returned_tool(body.messages) if isinstance(body, ChatRequest) else "",
+            tool=_returned(body) if tool is None else tool,
         )
         handles = [
             self.engine.submit(
@@ -164,7 +198,12 @@ class Service:
             )
             for choice in range(body.n)
         ]
-        return Call(endpoint, identity, prompt, handles)
+        if (loss := identity.loss) is not None:
+            self.engine.note(identity.job, loss.text)
+            self.metrics.prefix_lost(loss.cause, loss.known - loss.at)
+        timeout_s = self.profile.server.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s else None
+        return Call(endpoint, identity, prompt, handles, tenant=tenant, outline=parts, deadline=deadline)
 
     async def events(self, call: Call) -> AsyncIterator[tuple[int, SegmentEvent]]:
         """Events of all choices as they come, with the choice's index. Raises `ApiError`.
@@ -181,7 +220,7 @@ class Service:
         outcome = "cancelled"
         try:
             while len(call.finished) < len(call.handles):
-                index, event = await merged.get()
+                index, event = await self._next(call, merged)
                 if isinstance(event, Failed):
                     outcome = "failed"
                     raise from_failure(event)
@@ -194,6 +233,17 @@ class Service:
             for task in tasks:
                 task.cancel()
             self.close(call, outcome)
+
+    async def _next(self, call: Call, events: asyncio.Queue[_T]) -> _T:
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                return await events.get()
+        except TimeoutError:
+            limit = self.profile.server.request_timeout_s
+            text = f"the request took longer than server.request_timeout_s allows ({limit:g} s)"
+            # Sent again at once it would take as long again.
+            headers = {"x-should-retry": "false"}
+            raise ApiError(504, text, code="request_timeout", headers=headers) from None
 
     async def answers(self, call: Call) -> list[Answer]:
         """All choices, complete. Raises `ApiError`."""
@@ -214,9 +264,10 @@ class Service:
         call.closed = True
         for handle in call.handles:
             self.engine.cancel(handle)
+        self.tenants.release(call.tenant, len(call.handles))
         first = call.finished.get(0)
         job = call.identity.job
-        self.book.finish(job, call.prompt, None if first is None else first.output)
+        self.book.finish(job, call.prompt, None if first is None else first.output, call.outline)
         self.metrics.request(call.endpoint, outcome)
         if call.identity.final:
             if (seconds := self.book.completion_time(job)) is not None:
@@ -243,7 +294,7 @@ class Service:
             dry_penalty_last_n=body.dry_penalty_last_n,
             dry_breakers=tuple(body.dry_sequence_breakers),
             logit_bias=bias,
-            grammar=self.text.grammar(body),
+            grammar=self.text.gbnf(body),
             logprobs=top,
         )
 
@@ -266,6 +317,10 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _
     finally:
         task.cancel()
         watcher.cancel()
+
+
+def _returned(body: Generation) -> str:
+    return returned_tool(body.messages) if isinstance(body, ChatRequest) else ""
 
 
 def _seed(wanted: int | None, choice: int) -> int:

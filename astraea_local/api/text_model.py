@@ -1,44 +1,49 @@
 """Tokenizer, chat template and grammars in the front: a vocabulary-only load of the model."""
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
-from jsonschema.exceptions import SchemaError
 
+from astraea_local.api.chat_plan import ChatPlan, ChatPlanner
+from astraea_local.api.constraints import answer_schema, checked_gbnf
 from astraea_local.api.errors import ApiError
 from astraea_local.api.schemas import ChatRequest, Generation, Message
 from astraea_local.api.templates import ChatTemplate
-from astraea_local.engine.binding import BindingError, Grammar, Model, Tokens, schema_to_gbnf
-
-# llama.cpp reads groups and rules recursively: far deeper ones overflow the stack of the whole process.
-_MAX_NESTING = 5000
+from astraea_local.api.tool_formats.registry import FORMATS
+from astraea_local.engine.binding import Model, Tokens
+from astraea_local.profile import ToolFormatName
 
 
 class TextModel:
     """What the front must know of a model to turn requests into tokens."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `ModelLoadError`."""
+    def __init__(self, path: Path, tool_format: ToolFormatName = "auto") -> None:
+        """`tool_format` is how the model writes tool calls; auto = as its template says.
+
+        Raises `ModelLoadError`.
+        """
         self._model = Model(path, vocab_only=True)
         vocab = self.vocab = self._model.vocab
         self._bos_text = vocab.text(vocab.bos)
         self.name = path.stem
-        self.template = ChatTemplate(self._model.chat_template, bos=self._bos_text, eos=vocab.text(vocab.eos))
+        self.template = ChatTemplate(
+            self._model.chat_template,
+            bos=self._bos_text,
+            eos=vocab.text(vocab.eos),
+            tool_format=None if tool_format == "auto" else FORMATS[tool_format],
+        )
+        self._planner = ChatPlanner(self.template, vocab, self._tokenize_rendered)
         self.generation_prompt_tokens = self._count_generation_prompt()
 
     def close(self) -> None:
-        """Frees the model."""
+        """Frees the model and ends the template's process."""
+        self.template.close()
         self._model.close()
 
-    def chat_prompt(self, request: ChatRequest) -> Tokens:
-        """Tokens of a conversation. Raises `ApiError`."""
-        text = self.template.render(request.messages, tools=request.tools, extra=request.chat_template_kwargs)
-        return self._tokenize_rendered(text)
+    def chat_plan(self, request: ChatRequest) -> ChatPlan:
+        """Prompt, constraint and parser of a conversation. Raises `ApiError`."""
+        return self._planner.plan(request)
 
     def text_prompt(self, prompt: str | list[int]) -> Tokens:
         """Tokens of a plain prompt; ids are taken as they are. Raises `ApiError`."""
@@ -59,47 +64,15 @@ class TextModel:
                     400, f"{param}: {token} is no token id (0 to {self.vocab.n_tokens - 1})", param=param
                 )
 
-    def grammar(self, request: Generation) -> str | None:
-        """The GBNF that the output must follow, tried out already. Raises `ApiError`."""
-        param, schema = _schema_of(request)
-        if schema is None:
-            if request.grammar is None:
-                return None
-            return self._checked(request.grammar, "grammar")
-        if schema is False:
-            text = f"{param}: the schema false allows no answer"
-            raise ApiError(400, text, param=param, code="invalid_json_schema")
-        if schema is True:
-            schema = {}
-        try:
-            jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(
-                schema
-            )
-        except RecursionError as error:
-            text = f"{param}: the schema is nested too deeply"
-            raise ApiError(400, text, param=param, code="invalid_json_schema") from error
-        except SchemaError as error:
-            where = ".".join(str(p) for p in error.absolute_path)
-            text = f"{param}: not a valid JSON schema{f' at {where}' if where else ''}: {error.message}"
-            raise ApiError(400, text, param=param, code="invalid_json_schema") from error
-        try:
-            gbnf = schema_to_gbnf(json.dumps(schema))
-        except BindingError as error:
-            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_json_schema") from error
-        return self._checked(gbnf, param)
+    def gbnf(self, request: Generation) -> str | None:
+        """The client's own grammar, tried out already. Raises `ApiError`."""
+        return None if request.grammar is None else checked_gbnf(self.vocab, request.grammar)
 
-    def _checked(self, gbnf: str, param: str) -> str:
-        if _nesting(gbnf) > _MAX_NESTING:
-            text = f"{param}: nested too deeply; a maxLength or maxItems is perhaps too large"
-            raise ApiError(400, text, param=param, code="invalid_grammar")
-        try:
-            Grammar(self.vocab, gbnf).close()
-        except UnicodeEncodeError as error:
-            text = f"{param}: half of a surrogate pair is not a character"
-            raise ApiError(400, text, param=param, code="invalid_grammar") from error
-        except BindingError as error:
-            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_grammar") from error
-        return gbnf
+    def guidance(self, request: Generation) -> str | None:
+        """The grammar of a plain completion that has to be JSON. Raises `ApiError`."""
+        if request.json_schema is None:
+            return None
+        return f"start: %json {answer_schema(request.json_schema, 'json_schema')}\n"
 
     def _tokenize_rendered(self, text: str) -> Tokens:
         # A template that writes BOS itself must not get a second one.
@@ -116,22 +89,3 @@ class TextModel:
         except ApiError:
             return 0
         return len(self._tokenize_rendered(with_it)) - len(self._tokenize_rendered(without))
-
-
-def _schema_of(request: Generation) -> tuple[str, Any]:
-    if isinstance(request, ChatRequest) and request.response_format is not None:
-        form = request.response_format
-        if form.type == "json_object":
-            return "response_format", {"type": "object"}
-        if form.json_schema is not None:
-            return "response_format.json_schema.schema", form.json_schema.json_schema
-    return "json_schema", request.json_schema
-
-
-def _nesting(gbnf: str) -> int:
-    """A bound on how deeply a grammar's groups, or its rules in one another, can be nested."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[()]", gbnf):
-        depth += 1 if bracket == "(" else -1
-        deepest = max(deepest, depth)
-    return max(deepest, gbnf.count("::="))

@@ -1,5 +1,6 @@
 """What commands share: options, consoles, errors, progress bars, settings and the model file."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -66,6 +67,12 @@ def progress_bar(what: str) -> Progress:
     else:
         columns.append(TextColumn("{task.percentage:>3.0f}%"))
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def key_headers() -> dict[str, str]:
+    """The API key of ASTRAEA_API_KEY, for servers that need one."""
+    key = os.environ.get("ASTRAEA_API_KEY", "").rpartition(":")[2].strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def message_of(response: Any) -> str:

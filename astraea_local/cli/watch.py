@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from astraea_local.cli.app import app
-from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, message_of, out
+from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, key_headers, message_of, out
 from astraea_local.frame import StateFrame
 from astraea_local.tui.render import job_table
 
@@ -21,7 +21,7 @@ def ps(
     import httpx
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/astraea/v1/state", timeout=5)
+        answer = httpx.get(f"{url.rstrip('/')}/astraea/v1/state", headers=key_headers(), timeout=5)
         answer.raise_for_status()
         frame = StateFrame.model_validate_json(answer.content)
     except httpx.HTTPStatusError as error:
@@ -48,8 +48,8 @@ def policy(
     where = f"{url.rstrip('/')}/astraea/v1/policy"
     try:
         if name is not None:
-            httpx.post(where, json={"policy": name}, timeout=5).raise_for_status()
-        answer = httpx.get(where, timeout=5).raise_for_status().json()
+            httpx.post(where, json={"policy": name}, headers=key_headers(), timeout=5).raise_for_status()
+        answer = httpx.get(where, headers=key_headers(), timeout=5).raise_for_status().json()
     except httpx.HTTPStatusError as error:
         fail(message_of(error.response))
     except (httpx.HTTPError, httpx.InvalidURL) as error:

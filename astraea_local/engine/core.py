@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from astraea_local.calibration import Layout
 from astraea_local.engine.batcher import Batcher, Output, load_of
-from astraea_local.engine.binding import Batch, BindingError, Candidates, Context, Model, ModelClass, Vocab
+from astraea_local.engine.binding import (
+    Batch,
+    BindingError,
+    Candidates,
+    Context,
+    Guides,
+    Model,
+    ModelClass,
+    Vocab,
+)
 from astraea_local.engine.completion import Completions
 from astraea_local.engine.facts import EngineFacts
 from astraea_local.engine.kv.store import Parking
@@ -107,6 +116,7 @@ class EngineCore:
         self._batch = Batch(profile.context.batch)
         self._candidates = Candidates(model.vocab.n_tokens)
         self._pieces = PieceTable(self._vocab)
+        self.guides = Guides(self._vocab)
         self.meter = SpeedMeter(speeds or measure(context, self._batch, profile.context.slots))
         form = _form(context, self._batch) if self.model_class is ModelClass.FULL else Form(by_rows=False)
         facts = EngineFacts(self.scheduler, self.runs, lambda: self.meter.speeds, clock, self.levels)
@@ -189,7 +199,7 @@ class EngineCore:
             self._fail(request.segment, text, "context_length_exceeded")
             return
         try:
-            run = Run(request, self._vocab, self._pieces, now)
+            run = Run(request, self._vocab, self.guides, self._pieces, now)
         except BindingError as error:
             self._fail(request.segment, str(error), "invalid_grammar")
             return
@@ -350,6 +360,12 @@ class EngineCore:
         """Adds a line to the event log."""
         self._last_event += 1
         self.events.append(Event(id=self._last_event, at=time.time(), level=level, text=text))
+
+    def note_job(self, job_id: str, text: str) -> None:
+        """The same about one job, which keeps it to be seen later."""
+        self.note("warning", f"{job_id}: {text}")
+        if (job := self.scheduler.jobs.get(job_id)) is not None:
+            job.note = text
 
     # -- planning ----------------------------------------------------------------------------------
 

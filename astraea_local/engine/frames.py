@@ -164,6 +164,7 @@ class FrameBuilder:
             output_tokens=job.output_tokens + sum(s.output for s in segments),
             wait_p50_s=None if wait is None else wait.quantile_beyond(0.5, now - since),
             wait_p90_s=None if wait is None else wait.quantile_beyond(0.9, now - since),
+            prefix_note=job.note,
         )
 
     def _kv(self, job_id: str) -> tuple[KvTier, int, int]:

@@ -19,6 +19,8 @@ class Submit:
     max_output: int
     sampling: SamplingParams
     stops: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()
+    """Special tokens whose text is part of the output; others leave none."""
     ignore_eos: bool = False
     stream: bool = True
     """False: text is sent once, at the end."""
@@ -42,6 +44,22 @@ class EndJob:
     """No further request of this job will come."""
 
     job: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The job's last answer ended in a call of this tool, `name` or `name:verb`."""
+
+    job: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a job that its user should see: a line of the event log, and of the job itself."""
+
+    job: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +131,7 @@ class AskJob:
 
 CoreQuestion = JobAction | PauseScheduling | AskJob
 Question = Resize | Suspend | CoreQuestion
-ToEngine = Submit | Cancel | EndJob | SetPolicy | SimulatePressure | Stop | Question
+ToEngine = Submit | Cancel | EndJob | ToolCalled | Note | SetPolicy | SimulatePressure | Stop | Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +217,8 @@ class Finished:
     logprobs: tuple[ChosenToken, ...] = ()
     output: tuple[int, ...] = field(default=())
     """Token ids of the output, so that the front can recognize the job's next request."""
+    stop: str = ""
+    """The stop string that ended the text, if one did."""
 
 
 @dataclass(frozen=True, slots=True)

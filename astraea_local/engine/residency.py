@@ -252,6 +252,10 @@ class Residency:
             if sequence.job == job and self.placer.park(sequence, Stall(None)) is Parking.DONE:
                 tokens = max(tokens, len(sequence.tokens))
                 self.table.clear(sequence)
+                stay = self.stays.pop(sequence.id, None)
+                since, wait = (self._clock(), None) if stay is None else (stay.since, stay.wait)
+                # Who asked for the place to be free does not want it filled again at once.
+                self.away[job] = Away(since, wait, None, "parked on request")
         return tokens
 
     def drop(self, job: str) -> int:

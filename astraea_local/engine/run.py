@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import Candidates, Logits, Tokens, Vocab
+from astraea_local.engine.binding import Candidates, Guides, Logits, Tokens, Vocab
 from astraea_local.engine.messages import ChosenToken, Delta, Finished, Submit
 from astraea_local.engine.sampling import GrammarDeadEnd, Sampled, Sampler
 from astraea_local.engine.slots import Sequence, TokenBuffer
@@ -24,7 +24,7 @@ class Back:
 class Run:
     """One segment from its submission to its end; keeps everything through preemptions."""
 
-    def __init__(self, request: Submit, vocab: Vocab, pieces: PieceTable, now: float) -> None:
+    def __init__(self, request: Submit, vocab: Vocab, guides: Guides, pieces: PieceTable, now: float) -> None:
         """Raises `BindingError` when the grammar is not valid."""
         self.request = request
         self.context = TokenBuffer(request.prompt)
@@ -37,8 +37,9 @@ class Run:
         self.back = Back(0, None, len(request.prompt))
         self._vocab = vocab
         self._pieces = pieces
-        self._sampler = Sampler(request.sampling, vocab, request.prompt)
+        self._sampler = Sampler(request.sampling, vocab, guides, request.prompt)
         self._text = TextStream(request.stops)
+        self._shown = frozenset(request.shown)
         self._pending_text: list[str] = []
         self._pending_logprobs: list[ChosenToken] = []
 
@@ -70,7 +71,7 @@ class Run:
         self.output += 1
         self.context.append(sampled.token)
         self._keep(sampled)
-        if self._text.stopped_by is not None:
+        if self._text.stopped_by is not None or self._sampler.complete:
             return "stop"
         if self.output >= self.request.max_output or len(self.context) >= limit:
             return "length"
@@ -101,10 +102,13 @@ class Run:
             decode_s=now - first,
             logprobs=logprobs,
             output=tuple(self.context.view(len(self.request.prompt)).tolist()),
+            stop=self._text.stopped_by or "",
         )
 
     def _keep(self, sampled: Sampled) -> None:
-        if text := self._text.push(self._pieces[sampled.token]):
+        token = sampled.token
+        piece = self._vocab.piece(token, special=True) if token in self._shown else self._pieces[token]
+        if text := self._text.push(piece):
             self._pending_text.append(text)
         if sampled.logprob is not None:
             self._pending_logprobs.append(ChosenToken(sampled.token, sampled.logprob, sampled.top))

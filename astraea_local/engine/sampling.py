@@ -1,15 +1,16 @@
 """From a request's sampling parameters to a token.
 
 The order of the samplers is llama.cpp's own: bias, penalties, DRY, top-k, typical, top-p, min-p,
-temperature, choice. A grammar is asked only about the chosen token first; the whole vocabulary is
+temperature, choice. A constraint is asked only about the chosen token first; the whole vocabulary is
 filtered only when it refuses (llama.cpp's `common_sampler_sample` does the same).
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from astraea_local.engine.binding import Candidates, Grammar, Logits, SamplerChain, Tokens, Vocab
+from astraea_local.engine.binding import Candidates, Grammar, Guides, Logits, SamplerChain, Tokens, Vocab
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
 
@@ -39,6 +40,9 @@ class SamplingParams:
     seed: int = 0
     logit_bias: dict[int, float] = field(default_factory=dict)
     grammar: str | None = None
+    """GBNF that the output follows."""
+    guidance: str | None = None
+    """The same in llguidance's Lark dialect; at most one of the two is set."""
     logprobs: int | None = None
     """Number of alternatives to report with each token; None = report nothing."""
 
@@ -64,13 +68,30 @@ class Sampled:
     top: tuple[TokenLogprob, ...] = ()
 
 
+class Constraint(Protocol):
+    """What the output has to follow."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+
+    def take(self, token: int) -> bool:
+        """Goes on by a token, unless it is forbidden."""
+
+    def mask(self, candidates: Candidates) -> None:
+        """Sets the logits of forbidden tokens to -inf."""
+
+
 class Sampler:
     """The sampling state of one segment; survives its preemption."""
 
-    def __init__(self, params: SamplingParams, vocab: Vocab, history: Tokens) -> None:
+    def __init__(self, params: SamplingParams, vocab: Vocab, guides: Guides, history: Tokens) -> None:
         """`history` is the prompt, which penalties and DRY look back on. Raises `BindingError`."""
         self.params = params
         self._grammar = None if params.grammar is None else Grammar(vocab, params.grammar)
+        self._constraint: Constraint | None = self._grammar
+        if params.guidance is not None:
+            self._constraint = guides.open(params.guidance)
         self._argmax = (
             params.temperature <= 0
             and not params.penalizes
@@ -92,15 +113,18 @@ class Sampler:
         if self._grammar is not None:
             self._grammar.close()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the constraint allows nothing more."""
+        return self._constraint is not None and self._constraint.complete
+
     def sample(self, logits: Logits, candidates: Candidates) -> Sampled:
         """Chooses and accepts the next token; `candidates` is scratch. Raises `GrammarDeadEnd`."""
         token = self._choose(logits, candidates)
-        if self._grammar is not None:
-            candidates.fill_one(token)
-            self._grammar.apply(candidates)
-            if not np.isfinite(candidates.first_logit()):
-                token = self._choose_within_grammar(logits, candidates)
-            self._grammar.accept(token)
+        constraint = self._constraint
+        if constraint is not None and not constraint.take(token):
+            token = self._choose_within(constraint, logits, candidates)
+            constraint.take(token)
         if self._chain is not None:
             self._chain.accept(token)
         return _with_logprobs(token, logits, self.params.logprobs)
@@ -112,10 +136,9 @@ class Sampler:
         self._chain.apply(candidates)
         return candidates.selected()[0]
 
-    def _choose_within_grammar(self, logits: Logits, candidates: Candidates) -> int:
-        assert self._grammar is not None
+    def _choose_within(self, constraint: Constraint, logits: Logits, candidates: Candidates) -> int:
         candidates.fill(logits)
-        self._grammar.apply(candidates)
+        constraint.mask(candidates)
         if self._chain is None:
             best = int(candidates.data["logit"].argmax())
             token, logit = int(candidates.data["id"][best]), float(candidates.data["logit"][best])

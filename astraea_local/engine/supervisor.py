@@ -34,6 +34,7 @@ from astraea_local.engine.messages import (
     JobVerb,
     LoadFailed,
     Loading,
+    Note,
     Paused,
     PauseScheduling,
     Question,
@@ -49,6 +50,7 @@ from astraea_local.engine.messages import (
     Suspend,
     ToEngine,
     ToFront,
+    ToolCalled,
 )
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.frame import Event, EventLevel, StateFrame
@@ -162,10 +164,20 @@ class Engine:
         if self._remove(handle.request.segment) and self.status in ("ready", "stopping"):
             self._send([Cancel(handle.request.segment)])
 
+    def tool_called(self, job: str, tool: str) -> None:
+        """Tells the engine which tool a job now waits for, `name` or `name:verb`."""
+        if self.status == "ready":
+            self._send([ToolCalled(job, tool)])
+
     def end_job(self, job: str) -> None:
         """Tells the engine that a job is over."""
         if self.status == "ready":
             self._send([EndJob(job)])
+
+    def note(self, job: str, text: str) -> None:
+        """Shows something about a job to whoever watches."""
+        if self.status == "ready":
+            self._send([Note(job, text)])
 
     def set_policy(self, name: PolicyName) -> None:
         """Goes on with another scheduling policy, after a restart of the engine as well."""

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -47,6 +48,7 @@ from astraea_local.engine.messages import (
     JobAction,
     LoadFailed,
     Loading,
+    Note,
     PauseScheduling,
     Ready,
     Reply,
@@ -58,6 +60,7 @@ from astraea_local.engine.messages import (
     Suspend,
     ToEngine,
     ToFront,
+    ToolCalled,
 )
 from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile, override
@@ -219,6 +222,8 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
         record=experience.record,
         open_tiers=tiers,
     )
+    # Ready by the time that a request needs it, in all likelihood.
+    threading.Thread(target=core.guides.warm_up, name="guidance", daemon=True).start()
     core.note("info", _known(speeds is not None, experience.records))
     if (parts := len(core.residency.store.tree)) and core.residency.store.disk is not None:
         core.note("info", f"{parts} parked KV states found on disk")
@@ -293,6 +298,10 @@ def _loop(
                     core.cancel(message)
                 case EndJob():
                     core.end_job(message)
+                case ToolCalled(job, tool):
+                    core.tool_called(job, tool)
+                case Note(job, text):
+                    core.note_job(job, text)
                 case SetPolicy(name):
                     core.set_policy(name)
                 case SimulatePressure(reading):

@@ -135,6 +135,8 @@ class Job:
     presumed_over: bool = False
     """It has been silent for so long that it was counted as over."""
     reason: str = ""
+    note: str = ""
+    """What its user should know of its requests."""
 
     @property
     def io_share(self) -> float:

@@ -118,7 +118,7 @@ def test_a_bad_chat_field_is_named(
         ({"prompt": [49152]}, "prompt", "49152 is no token id (0 to 49151)"),
         ({"prompt": [-1]}, "prompt", "-1 is no token id"),
         ({"prompt": ["one", "two"]}, "prompt", "one text for each request"),
-        ({"prompt": [5] * 2048}, "prompt", "the prompt has 2048 tokens, a job's context holds 2048"),
+        ({"prompt": [5] * 2048}, "prompt", "prompt is too long: 2048 tokens > 2048 maximum"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ],

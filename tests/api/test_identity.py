@@ -8,13 +8,15 @@ import pytest
 from starlette.datastructures import Headers
 
 from astraea_local.api.errors import ApiError
+from astraea_local.api.hygiene import Outline
 from astraea_local.api.identity import Identity, JobBook
-from astraea_local.api.schemas import ChatRequest, CompletionRequest
 from astraea_local.engine.binding import Tokens
 
 _IDLE_S = 600.0
 # What the chat template appends to make the model answer.
 _GENERATION = (1, 77, 10)
+# Of a chat whose parts do not matter here.
+_OUTLINE = Outline(0, (), 0)
 
 
 def _tokens(*ids: int) -> Tokens:
@@ -36,16 +38,22 @@ class _Front:
     def __post_init__(self) -> None:
         self.book = JobBook(generation_prompt_tokens=len(_GENERATION), idle_s=_IDLE_S, clock=lambda: self.now)
 
-    def ask(self, prompt: Tokens, headers: dict[str, str] | None = None, **body: Any) -> Identity:
-        request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **body})
-        return self.book.identify(Headers(headers or {}), request, prompt)
+    def ask(
+        self, prompt: Tokens, headers: dict[str, str] | None = None, tenant: str = "", **body: Any
+    ) -> Identity:
+        return self.book.identify(Headers(headers or {}), body, prompt, tenant=tenant, outline=_OUTLINE)
 
-    def complete(self, prompt: Tokens) -> Identity:
-        return self.book.identify(Headers({}), CompletionRequest(prompt="hi"), prompt)
-
-    def call(self, prompt: Tokens, *output: int, headers: dict[str, str] | None = None) -> str:
+    def call(
+        self, prompt: Tokens, *output: int, headers: dict[str, str] | None = None, tenant: str = ""
+    ) -> str:
         """A whole request; returns its job."""
-        job = self.ask(prompt, headers).job
+        job = self.ask(prompt, headers, tenant).job
+        self.book.finish(job, prompt, output, _OUTLINE)
+        return job
+
+    def complete(self, prompt: Tokens, *output: int) -> str:
+        """A whole plain completion."""
+        job = self.book.identify(Headers({}), {}, prompt).job
         self.book.finish(job, prompt, output)
         return job
 
@@ -55,72 +63,9 @@ def front() -> _Front:
     return _Front()
 
 
-_SOURCES: list[tuple[dict[str, str], dict[str, Any], str, str]] = [
-    ({"X-Astraea-Job": "build", "X-Astraea-Agent": "coder"}, {}, "build/coder", "X-Astraea headers"),
-    ({"X-Session-Id": "s-1"}, {}, "s-1", "X-Session-Id"),
-    ({}, {"prompt_cache_key": "cache"}, "cache", "prompt_cache_key"),
-    ({}, {"metadata": {"job_id": "a"}}, "a", "metadata.job_id"),
-    ({}, {"metadata": {"session_id": "b"}}, "b", "metadata.session_id"),
-    ({}, {"metadata": {"conversation_id": "c"}}, "c", "metadata.conversation_id"),
-    ({}, {"metadata": {"thread_id": "d"}}, "d", "metadata.thread_id"),
-]
-
-
-@pytest.mark.parametrize(("headers", "body", "job", "source"), _SOURCES)
-def test_every_name_a_client_may_send(
-    front: _Front, headers: dict[str, str], body: dict[str, Any], job: str, source: str
-) -> None:
-    found = front.ask(_chat_prompt(1), headers, **body)
-    assert (found.job, found.source) == (job, source)
-
-
-def test_an_earlier_source_wins_over_all_later_ones(front: _Front) -> None:
-    for first in range(len(_SOURCES)):
-        headers: dict[str, str] = {}
-        body: dict[str, Any] = {"metadata": {}}
-        for sent, fields, _job, _source in _SOURCES[first:]:
-            headers |= sent
-            body = body | fields | {"metadata": body["metadata"] | fields.get("metadata", {})}
-        assert front.ask(_chat_prompt(1), headers, **body).source == _SOURCES[first][3]
-
-
 def test_a_name_wins_over_a_matching_conversation(front: _Front) -> None:
     front.call(_chat_prompt(1), 5, 6)
     assert front.ask(_tokens(*_chat_prompt(1), 5, 6, 9), {"X-Session-Id": "mine"}).job == "mine"
-
-
-@pytest.mark.parametrize(
-    ("headers", "job"),
-    [
-        ({"X-Astraea-Job": "build"}, "build"),
-        ({"X-Astraea-Agent": "coder"}, "coder"),
-        ({"X-Astraea-Job": "  ", "X-Session-Id": "s"}, "s"),
-        ({"X-Astraea-Job": "a\x1b[31m\tb"}, "a[31mb"),
-        ({"X-Astraea-Job": "x" * 500}, "x" * 128),
-    ],
-)
-def test_names_are_made_fit_to_be_shown(front: _Front, headers: dict[str, str], job: str) -> None:
-    assert front.ask(_chat_prompt(1), headers).job == job
-
-
-@pytest.mark.parametrize("metadata", [None, {}, {"job_id": 7}, {"job_id": ""}, {"user": "u"}])
-def test_other_metadata_names_no_job(front: _Front, metadata: dict[str, Any] | None) -> None:
-    assert front.ask(_chat_prompt(1), metadata=metadata).source == "new conversation"
-
-
-def test_parent_priority_and_final_are_read(front: _Front) -> None:
-    headers = {"X-Astraea-Parent": "lead", "X-Astraea-Priority": "-2", "X-Astraea-Final": "True"}
-    found = front.ask(_chat_prompt(1), headers)
-    assert (found.parent, found.priority, found.final) == ("lead", -2, True)
-    plain = front.ask(_chat_prompt(2), {"X-Astraea-Final": "no"})
-    assert (plain.parent, plain.priority, plain.final) == (None, None, False)
-
-
-@pytest.mark.parametrize("value", ["10", "-10", "high", "", "1.5"])
-def test_a_bad_priority_is_refused_by_name(front: _Front, value: str) -> None:
-    with pytest.raises(ApiError, match=r"X-Astraea-Priority: .* from -9 to 9") as refused:
-        front.ask(_chat_prompt(1), {"X-Astraea-Priority": value})
-    assert refused.value.status == 400
 
 
 def test_a_refused_request_does_not_keep_its_job_busy(front: _Front) -> None:
@@ -202,17 +147,15 @@ def test_a_failed_request_leaves_the_conversation_as_it_was(front: _Front) -> No
     job = front.call(_chat_prompt(1), 5, 6)
     failed = _tokens(*_chat_prompt(1), 5, 6, 9)
     assert front.ask(failed).job == job
-    front.book.finish(job, failed, None)
+    front.book.finish(job, failed, None, _OUTLINE)
     assert front.ask(_tokens(*_chat_prompt(1), 5, 6, 4)).job == job
 
 
 def test_plain_completions_are_continued_only_by_their_whole_prompt(front: _Front) -> None:
     """They have no generation prompt: a few shared tokens at the start mean nothing."""
-    prompt = _tokens(1, 20, 30, 40)
-    job = front.complete(prompt).job
-    front.book.finish(job, prompt, (50,))
-    assert front.complete(_tokens(1, 60, 70, 80, 90)).job != job
-    assert front.complete(_tokens(1, 20, 30, 40, 50, 60)).job == job
+    job = front.complete(_tokens(1, 20, 30, 40), 50)
+    assert front.complete(_tokens(1, 60, 70, 80, 90)) != job
+    assert front.complete(_tokens(1, 20, 30, 40, 50, 60)) == job
 
 
 def test_a_tiny_chat_prompt_does_not_match_everything(front: _Front) -> None:
@@ -233,7 +176,7 @@ def test_a_job_ended_while_it_ran_can_come_back(front: _Front) -> None:
     front.book.end("s")
     front.ask(prompt, headers)
     front.book.finish("s", prompt, None)
-    front.book.finish("s", prompt, (5, 6))
+    front.book.finish("s", prompt, (5, 6), _OUTLINE)
     assert front.ask(_tokens(*prompt, 5, 6, 9)).job == "s"
 
 
@@ -272,3 +215,55 @@ def test_completion_time_spans_first_request_to_last_answer(front: _Front) -> No
 def test_new_jobs_have_different_names(front: _Front) -> None:
     names = [front.call(_chat_prompt(number)) for number in range(5)]
     assert len(set(names)) == 5
+
+
+def test_two_conversations_under_one_name_are_both_known(front: _Front) -> None:
+    """A client asks for a title between two turns, and its main conversation goes on."""
+    headers = {"X-Session-Id": "s"}
+    front.call(_chat_prompt(1, 2), 5, 6, headers=headers)
+    front.call(_chat_prompt(9), 7, headers=headers)
+    assert front.ask(_tokens(*_chat_prompt(1, 2), 5, 6, 9)).job == "s"
+
+
+def test_the_same_name_under_another_key_is_another_job(front: _Front) -> None:
+    headers = {"X-Session-Id": "s"}
+    jobs = {front.call(_chat_prompt(1), 5, headers=headers, tenant=tenant) for tenant in ("", "ann", "bob")}
+    assert jobs == {"s", "ann/s", "bob/s"}
+
+
+def test_a_conversation_of_another_key_is_not_continued(front: _Front) -> None:
+    job = front.call(_chat_prompt(1), 5, 6, tenant="ann")
+    following = _tokens(*_chat_prompt(1), 5, 6, 9)
+    assert front.ask(following, tenant="bob").job != job
+    assert front.ask(following, tenant="ann").job == job
+
+
+def test_a_sub_agent_is_a_child_within_its_key(front: _Front) -> None:
+    headers = {"X-Claude-Code-Session-Id": "s", "X-Claude-Code-Agent-Id": "a"}
+    found = front.ask(_chat_prompt(1), headers, tenant="ann")
+    assert (found.job, found.parent) == ("ann/s/a", "ann/s")
+
+
+def test_a_response_id_leads_back_to_its_job(front: _Front) -> None:
+    first = front.ask(_chat_prompt(1), tenant="ann")
+    front.book.remember(first, "resp_1")
+    again = front.ask(_chat_prompt(8), tenant="ann", previous_response_id="resp_1")
+    assert (again.job, again.source) == (first.job, "previous_response_id")
+    assert front.ask(_chat_prompt(8), tenant="bob", previous_response_id="resp_1").job != first.job
+    assert front.ask(_chat_prompt(8), tenant="ann", previous_response_id="resp_2").job != first.job
+
+
+def test_a_persons_name_does_not_merge_runs_at_the_same_time(front: _Front) -> None:
+    first = front.ask(_chat_prompt(1), user="ann")
+    second = front.ask(_chat_prompt(2), user="ann")
+    assert first.job == "ann"
+    assert second.job != "ann"
+
+
+def test_a_persons_name_gives_way_to_the_conversation(front: _Front) -> None:
+    front.ask(_chat_prompt(1), user="ann")
+    other = front.ask(_chat_prompt(2), user="ann").job
+    front.book.finish(other, _chat_prompt(2), (5, 6), _OUTLINE)
+    front.book.finish("ann", _chat_prompt(1), (5, 6), _OUTLINE)
+    assert front.ask(_tokens(*_chat_prompt(2), 5, 6, 9), user="ann").job == other
+    assert front.ask(_chat_prompt(7), user="ann").job == "ann"

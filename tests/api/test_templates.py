@@ -34,7 +34,7 @@ def render(source: str | None, *messages: Message, **settings: Any) -> str:
         "{{ messages.__init__.__globals__ }}",
         "{{ raise_exception.__globals__['json'] }}",
         "{{ ('' | attr('__class__')).__mro__ }}",
-        "{{ messages.append(1) }}",
+        "{{ messages.insert(0, 1) }}",
         "{{ messages[0].clear() }}",
         "{{ range(1000000000) | list }}",
     ],
@@ -136,26 +136,87 @@ def test_parts_are_one_text() -> None:
 
 def test_calls_are_handed_to_templates_that_know_them() -> None:
     """Such a template formats the calls itself, and the result keeps its id."""
-    each = "{{ m.tool_calls[0].function.name if m.tool_calls }}{{ m.tool_call_id }}"
+    arguments = "{{ m.tool_calls[0].function.arguments | tojson if m.tool_calls }}"
+    each = (
+        "{{ m.tool_calls[0].function.name if m.tool_calls }}"
+        + arguments
+        + "{{ m.tool_call_id }}{{ m.content }}"
+    )
     source = f"{{% for m in messages %}}{each}{{% endfor %}}"
     messages = [
         Message(role="assistant", tool_calls=[CALL]),
         Message(role="tool", content="done", tool_call_id="1"),
     ]
-    assert render(source, *messages) == "read1"
+    assert render(source, *messages) == 'read{"path": "é"}1done'
+    as_text = source.replace("arguments | tojson", "arguments + ''")
+    assert render(as_text, *messages) == 'read{"path": "é"}1done'
 
 
 def test_calls_become_text_for_templates_that_know_none() -> None:
-    """Otherwise the model would never see what it asked for."""
-    message = Message(role="assistant", content="Reading.", tool_calls=[CALL])
-    shown = render("{{ messages[0].content }}", message)
-    assert shown == 'Reading.\n{"name": "read", "arguments": "{\\"path\\": \\"é\\"}"}'
-    assert render("{{ messages[0].content }}", Message(role="assistant", tool_calls=[CALL])).startswith("{")
+    """Otherwise the model would never see what it asked for, nor what came of it."""
+    messages = [
+        Message(role="assistant", content="Reading.", tool_calls=[CALL]),
+        Message(role="tool", content="a"),
+        Message(role="tool", content="b"),
+    ]
+    call = '<tool_call>\n{"name": "read", "arguments": {"path": "é"}}\n</tool_call>'
+    results = "<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response>"
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    assert render(source, *messages) == f"[assistant]Reading.\n{call}[user]{results}"
+    assert render("{{ messages[0].content }}", Message(role="assistant", tool_calls=[CALL])) == call
+
+
+def test_tools_are_described_where_a_template_has_no_place_for_them() -> None:
+    tools = [{"type": "function", "function": {"name": "read", "description": "Reads", "parameters": {}}}]
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    prompt = render(source, Message(role="system", content="Be brief."), user(), tools=tools)
+    assert prompt.startswith("[system]Be brief.\n\nYou can call functions.")
+    assert '{"name": "read", "description": "Reads", "parameters": {}}' in prompt
+    assert prompt.endswith("[user]hi")
+    # Nor for system messages.
+    folded = render(
+        "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' }}{{ m.content }}{% endfor %}",
+        user(),
+        tools=tools,
+    )
+    assert folded.endswith("hi")
+    assert "Reads" in folded
+
+
+@pytest.mark.parametrize("arguments", ['{"path": "é', "[1]", "nothing", "", None, {"path": "é"}])
+def test_arguments_of_any_kind_can_be_shown(arguments: Any) -> None:
+    """A client sends back what a model made, which need not be JSON."""
+    call = {"function": {"name": "read", "arguments": arguments}}
+    source = (
+        "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{% for k, v in "
+        "m.tool_calls[0].function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endif %}{% endfor %}"
+    )
+    shown = render(source, Message(role="assistant", tool_calls=[call]))
+    assert shown in ("", "path=é;", f"invalid_arguments={arguments};")
+
+
+def test_earlier_thoughts_are_kept_where_the_template_can() -> None:
+    """Without them the next prompt would not begin like the last one."""
+    source = "{{ preserve_thinking }}{{ clear_thinking }}"
+    assert render(source) == "TrueFalse"
+    assert render(source, extra={"preserve_thinking": False}) == "FalseFalse"
+    assert render("{{ keep_past_thinking is defined }}{{ drop_thinking is defined }}") == "TrueTrue"
+    assert render("{{ enable_thinking is defined }}") == "False"
+
+
+def test_neighbours_of_one_role_are_merged_where_roles_must_alternate() -> None:
+    source = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('alternate') }}{% endif %}[{{ m.content }}]{% endfor %}"
+    )
+    messages = [user("a"), user("b"), Message(role="assistant", content=None), user("c")]
+    assert render(source, *messages) == "[a\n\nb\n\nc]"
 
 
 def test_developers_are_the_system() -> None:
     """Templates know no developer role."""
-    assert render("{{ messages[0].role }}", Message(role="developer", content="x")) == "system"
+    source = "{{ messages[0].role }}{{ messages[0].content }}"
+    assert render(source, Message(role="developer", content="x")) == "systemx"
 
 
 def test_without_a_template_it_is_chatml() -> None:

@@ -68,6 +68,15 @@ def test_park_moves_the_kv_and_the_job_finds_it_again(h: Harness) -> None:
     assert event.text == "a: parked 207 tokens to RAM, on request"
 
 
+def test_what_was_parked_on_request_is_not_brought_back_before_its_job_asks(h: Harness) -> None:
+    h.ask("a", _prompt(200))
+    _act(h, "a", "park")
+    for _ in range(50):
+        h.core.idle()
+    row = _row(h, "a")
+    assert (row.kv, row.next_move) == ("ram", "brought back on demand (parked on request)")
+
+
 def test_drop_forgets_the_kv_wherever_it_is(h: Harness) -> None:
     for park in (False, True):
         h.ask("a", _prompt(100))

@@ -12,10 +12,12 @@ from astraea_local.engine import binding
 from astraea_local.engine.binding import (
     Batch,
     BindingError,
+    Candidates,
     Context,
     ContextParams,
     Device,
     Grammar,
+    Guides,
     Model,
     ModelClass,
     ModelLoadError,
@@ -103,14 +105,34 @@ def test_a_batch_reaches_the_right_sequences(tiny_path: Callable[[ShapeName], Pa
                 assert context.seq_end(seq) == len(rows[seq])
 
 
-def test_a_bad_grammar_and_a_bad_schema_are_errors(demo_model: Model) -> None:
-    """Neither ends the process."""
+def test_a_bad_grammar_is_an_error(demo_model: Model) -> None:
+    """It does not end the process."""
     with pytest.raises(BindingError, match="GBNF"):
         Grammar(demo_model.vocab, "root ::= ((")
     with pytest.raises(BindingError, match="GBNF"):
         Grammar(demo_model.vocab, 'other ::= "x"')
-    with pytest.raises(BindingError, match="schema"):
-        binding.schema_to_gbnf('{"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}')
+    with pytest.raises(BindingError, match="not a valid grammar"):
+        Guides(demo_model.vocab).open("start: missing")
+
+
+def test_a_guide_follows_its_grammar(demo_model: Model) -> None:
+    vocab = demo_model.vocab
+    guides = Guides(vocab)
+    end = int(vocab.eos)
+    guide = guides.open(f'start: "ab" <[{end}]> "c"')
+    a, b, c = (int(vocab.tokenize(t, add_special=False, parse_special=False)[0]) for t in "abc")
+    candidates = Candidates(vocab.n_tokens)
+    candidates.fill(np.zeros(vocab.n_tokens, dtype=np.float32))
+    guide.mask(candidates)
+    allowed = np.flatnonzero(np.isfinite(candidates.data["logit"]))
+    assert b"ab" in {vocab.piece(int(t), special=True) for t in allowed} <= {b"a", b"ab"}
+    assert not guide.take(b)
+    assert [guide.take(t) for t in (a, b, end)] == [True, True, True]
+    assert guide.take(c)
+    assert guide.complete
+    # What one output did is nothing to the next.
+    again = guides.open(f'start: "ab" <[{end}]> "c"')
+    assert again.take(a)
 
 
 def test_text_survives_the_tokenizer(demo_model: Model) -> None:

@@ -12,6 +12,7 @@ from astraea_local.engine.binding.build import (
     used_gpus,
 )
 from astraea_local.engine.binding.context import KV_TYPES, MAX_SEQUENCES, Batch, Context, ContextParams
+from astraea_local.engine.binding.guidance import Guide, Guides, json_grammar, schema_fault
 from astraea_local.engine.binding.library import (
     BindingError,
     Bytes,
@@ -21,7 +22,7 @@ from astraea_local.engine.binding.library import (
     start_backend,
 )
 from astraea_local.engine.binding.model import Model, ModelClass, Vocab
-from astraea_local.engine.binding.sampler import Candidates, Grammar, SamplerChain, schema_to_gbnf
+from astraea_local.engine.binding.sampler import Candidates, Grammar, SamplerChain
 
 __all__ = [
     "KV_TYPES",
@@ -35,6 +36,8 @@ __all__ = [
     "ContextParams",
     "Device",
     "Grammar",
+    "Guide",
+    "Guides",
     "Logits",
     "Model",
     "ModelClass",
@@ -44,7 +47,8 @@ __all__ = [
     "Vocab",
     "build_info",
     "device_memory",
-    "schema_to_gbnf",
+    "json_grammar",
+    "schema_fault",
     "start_backend",
     "supports_gpu_offload",
     "used_gpus",

@@ -195,6 +195,10 @@ class Vocab:
         """Whether the token ends a generation."""
         return bool(lib.llama_vocab_is_eog(self.pointer, token))
 
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a mark of the chat format, which no text can spell."""
+        return bool(lib.llama_vocab_get_attr(self.pointer, token) & lib.LLAMA_TOKEN_ATTR_CONTROL)
+
     def text(self, token: int) -> str:
         """The token's text in the vocabulary, special tokens included; empty for none (-1)."""
         return "" if token < 0 else lib.llama_vocab_get_text(self.pointer, token).decode("utf-8", "replace")

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import llama_cpp as lib
 import numpy as np
-from llama_cpp import llama_grammar
 
 from astraea_local.engine.binding.library import BindingError, Handle, Logits, log
 from astraea_local.engine.binding.model import Vocab
@@ -27,11 +26,6 @@ class Candidates:
         self.data["logit"] = logits
         self._reset(len(self.data))
 
-    def fill_one(self, token: int) -> None:
-        """Takes a single token, to ask a grammar whether it accepts it."""
-        self.data[0] = (token, 1.0, 0.0)
-        self._reset(1)
-
     def _reset(self, size: int) -> None:
         self.raw.data = ctypes.cast(self.data.ctypes.data, lib.llama_token_data_p)
         self.raw.size, self.raw.selected, self.raw.sorted = size, -1, False
@@ -40,9 +34,6 @@ class Candidates:
         """Token and logit that the last sampler chose."""
         chosen = self.raw.data[self.raw.selected]
         return int(chosen.id), float(chosen.logit)
-
-    def first_logit(self) -> float:
-        return float(self.raw.data[0].logit)
 
 
 class SamplerChain(Handle):
@@ -96,17 +87,21 @@ class Grammar(Handle):
             lib.llama_sampler_free(self._pointer)
             self._pointer = None
 
-    def apply(self, candidates: Candidates) -> None:
+    @property
+    def complete(self) -> bool:
+        """llama.cpp does not tell: its grammar allows the end of generation then, and nothing else."""
+        return False
+
+    def take(self, token: int) -> bool:
+        """Goes on by a token, unless the grammar forbids it."""
+        one = lib.llama_token_data(token, 1.0, 0.0)
+        array = lib.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
+        lib.llama_sampler_apply(self._pointer, ctypes.byref(array))
+        if not np.isfinite(one.logit):
+            return False
+        lib.llama_sampler_accept(self._pointer, token)
+        return True
+
+    def mask(self, candidates: Candidates) -> None:
         """Sets the logits of tokens that the grammar forbids to -inf."""
         lib.llama_sampler_apply(self._pointer, ctypes.byref(candidates.raw))
-
-    def accept(self, token: int) -> None:
-        lib.llama_sampler_accept(self._pointer, token)
-
-
-def schema_to_gbnf(schema: str) -> str:
-    """The GBNF of a JSON schema given as JSON text. Raises `BindingError` where it is not supported."""
-    try:
-        return str(llama_grammar.json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises whatever its recursion meets
-        raise BindingError(f"schema cannot be turned into a grammar: {error!r}") from error

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: requests become conversations, answers become content blocks and events."""

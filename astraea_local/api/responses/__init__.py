@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: requests become conversations, answers become items and events."""

@@ -1,0 +1,97 @@
+"""The OpenAPI document is true: whatever it allows is answered, as it says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from astraea_local.bench.random_model import ShapeName
+from tests.conftest import Server, StartServer
+
+pytestmark = pytest.mark.e2e
+
+_CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+_EXAMPLES = 25
+# An answer of every length is as true as a short one, and endless streams are tested elsewhere.
+_SHORT = {"n": 1, "stream": False}
+_ENDLESS = "/astraea/v1/events"
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    start_server: StartServer,
+    tiny_path: Callable[[ShapeName], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Server:
+    profile = tmp_path_factory.mktemp("openapi") / "tiny.toml"
+    profile.write_text(
+        f'[model]\nsource = "{tiny_path("tiny")}"\ngpu_layers = 0\nthreads = 1\n'
+        "[prediction]\nhistory = false\n"
+    )
+    return start_server("--profile", str(profile))
+
+
+def _shorten(body: Any) -> Any:
+    if not isinstance(body, dict) or not {"messages", "prompt", "input"} & set(body):
+        return body
+    body.pop("max_completion_tokens", None)
+    limit = "max_output_tokens" if "input" in body else "max_tokens"
+    return body | {k: v for k, v in _SHORT.items() if k in body} | {limit: 2}
+
+
+def test_every_operation_holds_what_the_document_says(tiny: Server) -> None:
+    schema = schemathesis.openapi.from_url(f"{tiny.url}/openapi.json")
+    tried = []
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        operation = found.ok()
+        if operation.path == _ENDLESS:
+            continue
+        tried.append(operation.label)
+
+        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(
+            max_examples=_EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def holds(case: schemathesis.Case[Any]) -> None:
+            case.body = _shorten(case.body)
+            case.call_and_validate(checks=_CHECKS, timeout=30)
+
+        holds()
+    assert {"POST /v1/chat/completions", "POST /v1/completions", "GET /health", "POST /tokenize"} <= set(
+        tried
+    )
+    assert tiny.state()["restarts"] == 0
+
+
+def test_the_document_names_every_error_in_its_shape(tiny: Server) -> None:
+    document: dict[str, Any] = httpx.get(f"{tiny.url}/openapi.json", timeout=30).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert {"200", "400", "403", "500", "503"} <= set(operation["responses"]), (path, method)
+            assert "422" not in operation["responses"]
+            assert operation["responses"]["200"].get("content"), (path, method)

@@ -1,0 +1,231 @@
+"""Tool calls and thoughts on a real server, spoken to by the official client."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from openai import BadRequestError, OpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from tests.conftest import Server, StartServer
+
+pytestmark = pytest.mark.e2e
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "unit", "days"],
+    "additionalProperties": False,
+}
+COMMAND = {
+    "type": "object",
+    "properties": {"command": {"type": "string", "pattern": "^(ls|cat) [a-z]{1,4}$"}},
+    "required": ["command"],
+    "additionalProperties": False,
+}
+
+
+def tool(name: str, schema: dict[str, Any]) -> Any:
+    function = {"name": name, "description": f"Runs {name}", "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+TOOLS = [tool("weather", CITY), tool("bash", COMMAND)]
+SCHEMAS = {"weather": CITY, "bash": COMMAND}
+ASK: list[Any] = [{"role": "user", "content": "How will the weather be in Oslo for 3 days, in celsius?"}]
+QUIET: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 120}
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=server.base_url, api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(
+    scope="module", params=["qwen_coder", "mistral", "pythonic", "harmony", "deepseek_v31", "llama3"]
+)
+def other(
+    request: Any, start_server: StartServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenAI]:
+    """A server whose model is told to write its calls in another format."""
+    profile = tmp_path_factory.mktemp("format") / "format.toml"
+    profile.write_text(f'[model]\ngpu_layers = 0\ntool_format = "{request.param}"\n')
+    server = start_server("--profile", str(profile))
+    with OpenAI(base_url=server.base_url, api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+    server.stop()
+
+
+def check_call(call: Any) -> None:
+    assert call.type == "function"
+    assert call.id
+    jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+
+
+def stream(client: OpenAI, **settings: Any) -> list[ChatCompletionChunk]:
+    return list(client.chat.completions.create(**QUIET, messages=ASK, tools=TOOLS, stream=True, **settings))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_a_required_call_fits_its_schema(client: OpenAI, temperature: float) -> None:
+    settings = QUIET | {"temperature": temperature, "seed": 3}
+    answer = client.chat.completions.create(**settings, messages=ASK, tools=TOOLS, tool_choice="required")
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    for call in choice.message.tool_calls or []:
+        check_call(call)
+    assert choice.message.tool_calls
+
+
+def test_a_named_tool_is_called_once(client: OpenAI) -> None:
+    named: Any = {"type": "function", "function": {"name": "bash"}}
+    answer = client.chat.completions.create(
+        **QUIET, messages=ASK, tools=TOOLS, tool_choice=named, parallel_tool_calls=False
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    check_call(call)
+    assert call.function.name == "bash"
+
+
+def test_a_stream_tells_the_call_first_and_then_its_arguments(client: OpenAI) -> None:
+    whole = client.chat.completions.create(**QUIET, messages=ASK, tools=TOOLS, tool_choice="required")
+    chunks = stream(client, tool_choice="required")
+    deltas = [d for c in chunks for d in c.choices[0].delta.tool_calls or []]
+    begun = [d for d in deltas if d.id]
+    assert [d.index for d in begun] == list(range(len(begun)))
+    assert all(d.type == "function" and d.function and d.function.name for d in begun)
+    # One after another, never back to an earlier one.
+    assert [d.index for d in deltas] == sorted(d.index for d in deltas)
+    assert len(deltas) > 2 * len(begun)
+    for call in whole.choices[0].message.tool_calls or []:
+        index = (whole.choices[0].message.tool_calls or []).index(call)
+        told = "".join(d.function.arguments or "" for d in deltas if d.index == index and d.function)
+        assert told == call.function.arguments
+    assert [c.choices[0].finish_reason for c in chunks][-1] == "tool_calls"
+
+
+def test_without_a_choice_the_model_decides(client: OpenAI) -> None:
+    """Text stays text, and a call that the model begins by itself fits its schema."""
+    answer = client.chat.completions.create(**QUIET, messages=ASK, tools=TOOLS)
+    choice = answer.choices[0]
+    assert choice.finish_reason in ("stop", "length", "tool_calls")
+    assert choice.message.content or choice.message.tool_calls
+    # Made likely to begin a call.
+    call = {"name": "weather", "arguments": {"city": "Oslo", "unit": "celsius", "days": 3}}
+    begin = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+    messages = [
+        *ASK,
+        {"role": "assistant", "content": begin},
+        {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"},
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": "How will the weather be in Bergen for 3 days, in celsius?"},
+    ]
+    answer = client.chat.completions.create(**QUIET, messages=messages, tools=TOOLS)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    for call in answer.choices[0].message.tool_calls or []:
+        check_call(call)
+
+
+def test_none_means_no_call(client: OpenAI) -> None:
+    again = "Repeat after me: <tool_call>"
+    messages: list[Any] = [{"role": "user", "content": again}]
+    answer = client.chat.completions.create(**QUIET, messages=messages, tools=TOOLS, tool_choice="none")
+    message = answer.choices[0].message
+    assert message.tool_calls is None
+    assert "<tool_call>" not in (message.content or "")
+
+
+def test_the_results_come_back_and_the_scheduler_knows_the_tool(client: OpenAI, server: Server) -> None:
+    """The job waits under its tool's name, and its next request is known again."""
+    named: Any = {"type": "function", "function": {"name": "bash"}}
+    first = client.chat.completions.with_raw_response.create(
+        **QUIET, messages=ASK, tools=TOOLS, tool_choice=named, parallel_tool_calls=False
+    )
+    job = first.headers["x-astraea-job"]
+    message = first.parse().choices[0].message
+    assert message.tool_calls
+    verb = json.loads(message.tool_calls[0].function.arguments)["command"].split()[0]
+
+    def waits_for() -> str:
+        jobs: Any = server.state()["jobs"]
+        return str(next((j.get("tool") for j in jobs if j["job"] == job), ""))
+
+    server.wait_until(lambda: waits_for() == f"bash:{verb}", 10)
+    messages = [
+        *ASK,
+        message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "notes.txt"},
+    ]
+    second = client.chat.completions.with_raw_response.create(**QUIET, messages=messages, tools=TOOLS)
+    assert second.headers["x-astraea-job"] == job
+    usage = second.parse().usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert (usage.prompt_tokens_details.cached_tokens or 0) > 0.7 * usage.prompt_tokens
+
+
+def test_several_choices_call_on_their_own(client: OpenAI) -> None:
+    settings = QUIET | {"temperature": 1.2, "seed": 5}
+    answer = client.chat.completions.create(
+        **settings, messages=ASK, tools=TOOLS, tool_choice="required", n=2
+    )
+    ids = [call.id for choice in answer.choices for call in choice.message.tool_calls or []]
+    assert len(set(ids)) == len(ids) >= 2
+
+
+def test_every_format_can_be_forced(other: OpenAI) -> None:
+    answer = other.chat.completions.create(**QUIET, messages=ASK, tools=TOOLS, tool_choice="required")
+    for call in answer.choices[0].message.tool_calls or []:
+        check_call(call)
+    assert answer.choices[0].message.tool_calls
+    chunks = stream(other, tool_choice="required")
+    deltas = [d for c in chunks for d in c.choices[0].delta.tool_calls or []]
+    first = "".join(d.function.arguments or "" for d in deltas if d.index == 0 and d.function)
+    assert first == answer.choices[0].message.tool_calls[0].function.arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "param", "words"),
+    [
+        ({"tool_choice": "required"}, "body", "needs tools"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "gone"}}},
+            "body",
+            "'gone', which is not in tools",
+        ),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "'weather' is defined twice"),
+        ({"tools": [tool("two words", CITY)]}, "tools.0.function.name", "pattern"),
+        (
+            {"tools": [tool("f", {"properties": {"a": {"not": {}}}})], "tool_choice": "required"},
+            "tools.0.function.parameters",
+            "cannot be held to not",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls",
+            "each call needs",
+        ),
+    ],
+)
+def test_faults_are_named(client: OpenAI, settings: dict[str, Any], param: str, words: str) -> None:
+    body: Any = QUIET | {"messages": ASK} | settings
+    with pytest.raises(BadRequestError) as error:
+        client.chat.completions.create(**body)
+    assert words in error.value.message
+    assert error.value.param == param or param == "body"
+
+
+def test_a_schema_that_cannot_be_enforced_does_not_stop_a_free_choice(client: OpenAI) -> None:
+    """Real tools have such schemas; where no call is forced they are followed as far as possible."""
+    odd = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}, "not": {}}
+    answer = client.chat.completions.create(
+        **QUIET | {"max_tokens": 4}, messages=ASK, tools=[tool("odd", odd), *TOOLS]
+    )
+    assert answer.choices[0].message.content
