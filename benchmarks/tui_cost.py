@@ -1,7 +1,7 @@
 """What the terminal UI costs: `python benchmarks/tui_cost.py` on a terminal of 120x40 and 500 jobs.
 
-Three figures of the UI's own process in a pseudo-terminal, fed by a stand-in server with four frames a second: its
-share of one core, its resident memory, and the time from its start to the first drawn agent. With
+Three figures of the UI's own process in a pseudo-terminal, fed by a stand-in server with four frames a
+second: its share of one core, its resident memory, and the time from its start to the first drawn agent. With
 `--server URL` also tokens per second of a real, idle server with and without the UI attached, in turns.
 """
 

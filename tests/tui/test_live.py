@@ -79,7 +79,6 @@ async def test_pin_park_and_drop(own_server: Server) -> None:
         await pilot.press("i")
         await until(pilot, lambda: not row(pilot, "kept").pinned)
         await pilot.press("k")
-        await until(pilot, lambda: row(pilot, "kept").kv == "ram")
         await until(pilot, lambda: said(pilot, "kept: parked "))
         await pilot.press("d", "n")
         await pilot.press("d", "y")
