@@ -1,7 +1,7 @@
 """Makes docs/images/tui-*.svg from a real run: `python docs/make_screenshots.py`.
 
-Starts a server with the demo model, lets eight agents of the replay workload work on it, records its frames, and
-draws the busiest of them. `--recording FILE` draws from an earlier recording instead.
+Starts a server with the demo model, lets eight agents of the replay workload work on it, records its frames,
+and draws the busiest of them. `--recording FILE` draws from an earlier recording instead.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def serve_and_record(file: Path, agents: int) -> None:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "astraea_local", "serve", "--no-tui", "--port", str(port)]
     environment = {**os.environ, "XDG_STATE_HOME": tempfile.mkdtemp(), "XDG_CACHE_HOME": tempfile.mkdtemp()}
-    with subprocess.Popen(command, env=environment) as server:
+    with subprocess.Popen(command, env=environment) as server:  # noqa: S603
         try:
             _wait_for(url, server)
             asyncio.run(record(url, file, agents))
@@ -96,7 +96,7 @@ async def draw(recording: Recording, last: int, name: str, keys: str, size: tupl
     async with ui.run_test(size=size) as pilot:
         await pilot.press("space")
         for index in range(max(0, last - 600), last + 1):
-            ui._take(recording.frame(index))
+            ui.take(recording.frame(index))
         ui.view.link = type(ui.view.link)("live")
         ui.redraw()
         await pilot.pause()
