@@ -123,7 +123,8 @@ def _current(service: Service) -> StateFrame:
     rows = [job.model_copy(update={"since_s": job.since_s + age}) for job in engine.frame.jobs]
     return engine.frame.model_copy(
         update={
-            "status": engine.status,
+            # The engine alone knows that it gave its memory back.
+            "status": engine.frame.status if engine.status == "ready" else engine.status,
             "restarts": engine.restarts,
             "uptime_s": engine.frame.uptime_s + age,
             "jobs": rows,

@@ -132,10 +132,11 @@ class AstraeaApp(App[str]):
             if isinstance(update, Link):
                 self.view.link = update
             else:
-                self._take(update)
+                self.take(update)
             self.redraw()
 
-    def _take(self, frame: StateFrame) -> None:
+    def take(self, frame: StateFrame) -> None:
+        """Makes it the frame that is shown, unless another one is held; `redraw` draws it."""
         self._came_at = self.clock()
         self.view.late_s = 0.0
         if self.view.held:
@@ -319,7 +320,7 @@ class AstraeaApp(App[str]):
         self.view.held = not self.view.held
         if not self.view.held and self._held is not None:
             frame, self._held = self._held, None
-            self._take(frame)
+            self.take(frame)
         self.redraw()
 
     def action_interval(self, by: int) -> None:

@@ -66,9 +66,13 @@ class Recording:
         self.path = path
         self._plain = self._opened(path)
         self._offsets = list(_lines(self._plain))
-        if not self._offsets:
-            raise RecordError(f"{path}: has no complete frame: record one with `astraea-local top --record`")
-        self.frame(0)
+        try:
+            if not self._offsets:
+                raise RecordError(f"{path}: has no complete frame: record with `astraea-local top --record`")
+            self.frame(0)
+        except RecordError:
+            self._plain.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._offsets)

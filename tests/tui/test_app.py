@@ -105,7 +105,7 @@ async def test_the_cursor_stays_with_its_agent() -> None:
     async with running(ui) as pilot:
         await pilot.press("down", "down", "down")
         chosen = getattr(agents(pilot).current, "job", "")
-        ui._take(reordered)
+        ui.take(reordered)
         ui.redraw()
         assert getattr(agents(pilot).current, "job", "") == chosen
 
@@ -180,7 +180,7 @@ async def test_held_frames_stay_and_the_newest_comes_after() -> None:
     ui = app([first])
     async with running(ui) as pilot:
         await pilot.press("p")
-        ui._take(second)
+        ui.take(second)
         assert ui.view.frame is first
         assert "held" in text(pilot)
         await pilot.press("p")
@@ -295,7 +295,7 @@ async def test_a_log_of_ten_thousand_lines() -> None:
                 Event(id=i + 1, at=START + i, level="info", text=f"line {i}")
                 for i in range(start, start + 200)
             ]
-            ui._take(frame.model_copy(update={"at": frame.at + start + 1, "events": events_}))
+            ui.take(frame.model_copy(update={"at": frame.at + start + 1, "events": events_}))
         ui.redraw()
         await pilot.pause()
         assert "line 9999" in text(pilot)
@@ -359,5 +359,5 @@ async def test_memory_of_the_past_is_bounded() -> None:
     async with running(ui):
         for index in range(3000):
             frame = taken[index % 50]
-            ui._take(frame.model_copy(update={"at": frame.at + index * 100}))
+            ui.take(frame.model_copy(update={"at": frame.at + index * 100}))
         assert _frame_count(ui) <= 600

@@ -34,6 +34,8 @@ def test_there_is_something_of_everything_to_see() -> None:
 async def test_actions_change_the_world() -> None:
     made = world(24)
     control = MockControl(made)
+    while not any(j.state == "waiting" and j.kv == "slot" for j in made.jobs.values()):
+        made.step()
     waiting = next(j.name for j in made.jobs.values() if j.state == "waiting" and j.kv == "slot")
     await control.act(Action("pin", waiting))
     assert next(row for row in made.frame().jobs if row.job == waiting).pinned

@@ -73,7 +73,7 @@ async def test_a_broken_connection_is_told_and_made_again() -> None:
     seen = await collect(
         source(Server(stream(FRAMES[0]), stream(FRAMES[1], silent=True))).updates(), FRAMES[1]
     )
-    assert [u.state for u in seen if isinstance(u, Link)] == ["connecting", "live", "lost", "live"]
+    assert [u.state for u in seen if isinstance(u, Link)][-2:] == ["lost", "live"]
     assert [u for u in seen if isinstance(u, StateFrame)] == FRAMES[:2]
 
 

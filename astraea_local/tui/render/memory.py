@@ -33,9 +33,12 @@ def memory(frame: StateFrame, palette: Palette, width: int, height: int = 100) -
     if frame.memory.vram_total:
         vram, *details = _gpu(frame.memory, palette)
         bars.insert(0, vram)
-    words = min(_MOST_WORDS, max(len(bar.words) + _pressure_width(bar) for bar in bars))
+    words = max(len(bar.words) + _pressure_width(bar) for bar in bars)
+    words = min(_MOST_WORDS, words + _simulated_width(frame.memory))
     lines = [_line(bar, frame.memory, palette, width, words) for bar in bars]
     lines[1:1] = details[: max(0, height - len(lines))]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
     return lines
 
 
@@ -65,7 +68,7 @@ def _gpu(memory: MemoryRow, palette: Palette) -> tuple[_Bar, Text, Text]:
         ("compute", compute, palette.prefill),
         ("others", others, palette.others),
     ):
-        legend.append("■ ", style).append(f"{name} {size(value)}  ")
+        legend.append("■ ", style).append(f"{name} {size(value)} ")
     facts = [clean(memory.gpu)] if memory.gpu else []
     if memory.gpu_load is not None:
         facts.append(f"load {percent(memory.gpu_load)}")
@@ -110,6 +113,10 @@ def _host(memory: MemoryRow, palette: Palette) -> _Bar:
 
 def _pressure_width(row: _Bar) -> int:
     return 0 if row.pressure in (None, "low") else len(row.pressure or "") + 1
+
+
+def _simulated_width(memory: MemoryRow) -> int:
+    return len(" simulated") if memory.simulated else 0
 
 
 def _line(row: _Bar, memory: MemoryRow, palette: Palette, width: int, words: int) -> Text:
