@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def copies(model: Model, *, unified: bool, tokens: int, repeats: int, threads: i
             if turn:  # the first turn maps fresh memory
                 for name, value in (("save_s", saving), ("copy_s", copying), ("restore_s", loading)):
                     figures.setdefault(name, []).append(value)
-        figures["bytes"] = [float(saved.size)]
+        size = part.size
+        figures["bytes"] = [float(size)]
         _compute(context, batch, text[tokens:])
         second = transfer.save(0, tokens, tokens + 200)
         assert second is not None
-        figures["second_bytes_per_new"] = [second.size / (200 * saved.size / tokens)]
+        figures["second_bytes_per_new"] = [second.size / (200 * size / tokens)]
     return {name: statistics.median(values) for name, values in figures.items()}
 
 
@@ -79,7 +80,7 @@ def _compute(context: Context, batch: Batch, tokens: Any) -> None:
 
 
 def stalls(model: Model, layout: str, threads: int, rounds: int) -> dict[str, float]:
-    """How long moves held up a stream that decodes while other jobs come, park and come back; milliseconds."""
+    """How long moves held up a stream that decodes while other jobs come, park and return; milliseconds."""
     changes = {
         "kv.layout": layout,
         "context.size": 8192 if layout == "per_slot" else 4096,
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{layout}: stalls\n")
             found[layout] = {**one, **stalls(model, layout, args.threads, args.rounds)}
     print("| | per_slot | unified |\n|---|---:|---:|")
-    rows = {
+    rows: dict[str, Callable[[dict[str, float]], str]] = {
         "state, MB": lambda f: f"{f['bytes'] / 1e6:.1f}",
         "save, ms (of a plain copy)": lambda f: f"{1e3 * f['save_s']:.1f} ({f['copy_s'] / f['save_s']:.2f})",
         "restore, ms (of a plain copy)": lambda f: (

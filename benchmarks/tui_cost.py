@@ -19,7 +19,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -51,7 +51,7 @@ def stand_in(jobs: int) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def events(_request: Request) -> EventSourceResponse:
-        async def stream() -> object:
+        async def stream() -> AsyncIterator[ServerSentEvent]:
             for frame in itertools.cycle(frames):
                 yield ServerSentEvent(event="frame", data=frame)
                 await asyncio.sleep(0.25)

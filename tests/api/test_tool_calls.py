@@ -120,7 +120,9 @@ def test_calls_are_told_one_after_another(client: OpenAI) -> None:
     assert [d.index for d in deltas] == sorted(d.index for d in deltas)
     assert len(deltas) > 2 * len(begun)
     for index in range(len(begun) - 1):
-        name = begun[index].function.name
+        function = begun[index].function
+        assert function is not None
+        name = str(function.name)
         jsonschema.validate(json.loads(arguments_of(chunks, index)), SCHEMAS[name])
 
 

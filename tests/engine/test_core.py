@@ -5,6 +5,7 @@ import pytest
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.binding import Model
 from astraea_local.engine.messages import Cancel, Delta, Finished, Paused
+from astraea_local.engine.sampling import SamplingParams
 from astraea_local.profile import Profile, override
 from astraea_local.scheduler.batching import even_chunk
 from tests.engine.harness import Harness, MakeHarness, prompt
