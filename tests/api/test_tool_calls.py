@@ -119,10 +119,9 @@ def test_calls_are_told_one_after_another(client: OpenAI) -> None:
     # Never back to an earlier one.
     assert [d.index for d in deltas] == sorted(d.index for d in deltas)
     assert len(deltas) > 2 * len(begun)
-    for index in range(len(begun) - 1):
-        function = begun[index].function
-        assert function is not None
-        name = str(function.name)
+    names = [d.function.name or "" for d in begun if d.function]
+    # The last one may have been cut off.
+    for index, name in enumerate(names[:-1]):
         jsonschema.validate(json.loads(arguments_of(chunks, index)), SCHEMAS[name])
 
 
