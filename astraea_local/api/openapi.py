@@ -11,7 +11,9 @@ from astraea_local.api.responses.schemas import DeletedResponse, InputTokens, Re
 from astraea_local.frame import StateFrame
 
 _REF = "#/components/schemas/{model}"
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# The schema is that of one event.
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
 class Fault(BaseModel):

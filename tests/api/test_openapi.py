@@ -51,7 +51,7 @@ def tiny(
 
 
 def _shorten(body: Any) -> Any:
-    if not isinstance(body, dict) or not {"messages", "prompt", "input"} & set(body):
+    if not isinstance(body, dict) or not {"messages", "prompt", "input", "stream"} & set(body):
         return body
     body.pop("max_completion_tokens", None)
     limit = "max_output_tokens" if "input" in body else "max_tokens"
