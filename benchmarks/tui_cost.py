@@ -19,7 +19,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -51,7 +51,7 @@ def stand_in(jobs: int) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def events(_request: Request) -> EventSourceResponse:
-        async def stream() -> object:
+        async def stream() -> AsyncIterator[ServerSentEvent]:
             for frame in itertools.cycle(frames):
                 yield ServerSentEvent(event="frame", data=frame)
                 await asyncio.sleep(0.25)
@@ -120,7 +120,7 @@ class Ui:
 
 def cost(url: str, columns: int, lines: int, seconds: float) -> dict[str, float | None]:
     """The UI's share of a core, megabytes, seconds to first paint, and bytes drawn per second."""
-    ui = Ui(url, columns, lines, b"waiting")
+    ui = Ui(url, columns, lines, b"queued")
     try:
         time.sleep(_WARM_UP_S + 2)
         watched = psutil.Process(ui.process.pid)

@@ -87,7 +87,7 @@ async def test_an_answer_of_another_version_is_told() -> None:
 
 
 def test_only_what_hurts_is_asked() -> None:
-    asked = {verb for verb in ("drop", "cancel") if Action(verb, "x").question}  # type: ignore[arg-type]
+    asked = {verb for verb in ("drop", "cancel") if Action(verb, "x").question}
     assert asked == {"drop", "cancel"}
     assert Action("resize", None, {"size": 4096, "slots": 2}).question.count("4096") == 1
     assert not Action("pin", "x").question
