@@ -120,7 +120,7 @@ class Ui:
 
 def cost(url: str, columns: int, lines: int, seconds: float) -> dict[str, float | None]:
     """The UI's share of a core, megabytes, seconds to first paint, and bytes drawn per second."""
-    ui = Ui(url, columns, lines, b"waiting")
+    ui = Ui(url, columns, lines, b"queued")
     try:
         time.sleep(_WARM_UP_S + 2)
         watched = psutil.Process(ui.process.pid)

@@ -20,6 +20,8 @@ from astraea_local.model_source import resolve
 
 # Servers under test must neither read nor write what the user's own have learned.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="astraea-state-")
+# Nor take over KV states that they parked.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="astraea-cache-")
 
 _START_S = 120.0
 _STOP_S = 30.0

@@ -100,8 +100,8 @@ class HttpSource:
                         await asyncio.wait_for(self._link_changed.wait(), self.interval)
         finally:
             reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+            # Not for ever: a connection may take its time to close, and a screen must not.
+            await asyncio.wait({reader}, timeout=1.0)
 
     async def _read(self) -> None:
         delay = _FIRST_RETRY_S

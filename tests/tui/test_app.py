@@ -220,10 +220,14 @@ async def test_own_keys_are_used_and_shown() -> None:
     ui = app(frames(made, 1), MockControl(made), keys=KeysFile({"history": "y"}))
     async with running(ui) as pilot:
         await pilot.press("h")
-        assert isinstance(ui.screen, Overview)
+        assert not isinstance(ui.screen, History)
         await pilot.press("y")
+<<<<<<< HEAD
         shown: object = ui.screen
         assert isinstance(shown, History)
+=======
+        await until(pilot, lambda: isinstance(ui.screen, History))
+>>>>>>> tui
 
 
 async def test_every_action_is_in_the_command_palette() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.style import Style
 from rich.text import Text
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -16,6 +16,8 @@ class Lines(ScrollView, can_focus=True):
         super().__init__(id=id)
         self.border_title = title
         self._lines: Sequence[Text] = ()
+        self._width = 0
+        self._base = Style.null()
 
     def show(self, lines: Sequence[Text]) -> None:
         """Puts them in place of the former ones."""
@@ -34,13 +36,18 @@ class Lines(ScrollView, can_focus=True):
         if self.border_title != text:
             self.border_title = text
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines in a region; what all of them share is worked out once."""
+        self._width = self.room[0]
+        self._base = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """The line that is at `y` of the widget."""
         index = y + self.scroll_offset.y
-        width = self.room[0]
         if index >= len(self._lines):
-            return Strip.blank(width, self.rich_style)
-        return self._strip(self._lines[index], width, self.rich_style)
+            return Strip.blank(self._width, self._base)
+        return self._strip(self._lines[index], self._width, self._base)
 
     def _strip(self, text: Text, width: int, style: Style) -> Strip:
         strip = Strip(text.render(self.app.console))

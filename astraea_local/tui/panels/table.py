@@ -84,9 +84,8 @@ class Table(Lines, Generic[Row]):
 
     def render_line(self, y: int) -> Strip:
         """The titles, or the row that is at `y` of the widget."""
-        width = self.room[0]
+        width, style = self._width, self._base
         columns = self._columns_for(width)
-        style = self.rich_style
         if y == 0:
             return self._strip(header(columns, self._palette), width, style)
         index = y - 1 + self.scroll_offset.y
