@@ -222,12 +222,7 @@ async def test_own_keys_are_used_and_shown() -> None:
         await pilot.press("h")
         assert not isinstance(ui.screen, History)
         await pilot.press("y")
-<<<<<<< HEAD
-        shown: object = ui.screen
-        assert isinstance(shown, History)
-=======
         await until(pilot, lambda: isinstance(ui.screen, History))
->>>>>>> tui
 
 
 async def test_every_action_is_in_the_command_palette() -> None:
