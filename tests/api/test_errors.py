@@ -207,9 +207,9 @@ def test_token_endpoints_name_the_field(
 
 def test_an_unknown_path(http: httpx.Client) -> None:
     """404 says what was asked for."""
-    error = error_of(http.post("/v1/embeddings", json={}), 404)
+    error = error_of(http.post("/v1/nothing-of-ours", json={}), 404)
     assert error["type"] == "not_found_error"
-    assert "POST /v1/embeddings" in error["message"]
+    assert "POST /v1/nothing-of-ours" in error["message"]
 
 
 @pytest.mark.parametrize(("method", "path", "right"), [("GET", CHAT, "POST"), ("POST", "/v1/models", "GET")])
