@@ -218,13 +218,14 @@ class Placer:
         if isinstance(target, Delay):
             return target
         pieces = path(part, length)
-        # Pieces are loaded whole and trimmed afterwards.
-        loose = max(piece.part.end - piece.part.start for piece in pieces)
-        if not self.make_room(length + loose, stall, keep=target):
-            # It was found, but with others in the way it does not fit beside itself: compute it.
+        # A part is loaded whole, and what is beyond its piece cut off afterwards.
+        surplus = max(piece.part.end - piece.end for piece in pieces)
+        if not self.make_room(length + surplus, stall, keep=target):
             if self._leaving is not None:
                 return Delay.MOVING
-            return target, 0
+            # Computing it would take as many cells: it waits for those who run to end.
+            running = any(s.segment is not None for s in self._table)
+            return Delay.FULL if running else (target, 0)
         for piece in pieces:
             piece.part.busy += 1
         target.reserved = True

@@ -56,7 +56,8 @@ def test_a_stop_leaves_nothing_behind(
     assert server.stop(number) == 0
     thread.join(10)
     assert len(texts) > 100, "the stream was cut although there was time to finish it"
-    assert not [child for child in children if _alive(child)]
+    _gone, left = psutil.wait_procs(children, timeout=5)
+    assert not left
     assert list(tmp_path.iterdir()) == []
 
 
