@@ -178,17 +178,17 @@ async def test_the_history_is_shown_and_exported(
     own_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    await ask(own_server, "past")
+    await ask(own_server, "bygone")
     async with watching(own_server) as pilot:
         await pilot.press("h")
         assert isinstance(pilot.app.screen, History)
-        await pilot.press("slash", *"past", "enter")
+        await pilot.press("slash", *"bygone", "enter")
         table = pilot.app.screen.query_one("#finished", Table)
-        await until(pilot, lambda: [job.job for job in table.rows] == ["past"])
+        await until(pilot, lambda: [job.job for job in table.rows] == ["bygone"])
         await pilot.press("e")
         await until(pilot, lambda: len(list(tmp_path.glob("*.csv"))) == 1)
     (file,) = tmp_path.glob("*.csv")  # noqa: ASYNC240
-    assert "past" in file.read_text()
+    assert "bygone" in file.read_text()
 
 
 async def test_a_server_that_is_killed_and_comes_back(start_server: StartServer) -> None:
