@@ -294,8 +294,11 @@ class Placer:
             for other in self._table
         )
 
-    def park(self, sequence: Sequence, stall: Stall) -> Parking:
-        """Copies a sequence's state to RAM, as far as this step's time allows, and leaves the sequence."""
+    def park(self, sequence: Sequence, stall: Stall, *, ahead: bool = False) -> Parking:
+        """Copies a sequence's state to RAM, as far as this step's time allows, and leaves the sequence.
+
+        `ahead`: its place is not needed yet.
+        """
         speeds = self._facts.speeds()
         token_s = speeds.kv_token_bytes / speeds.save_bytes_s
         while True:
@@ -304,7 +307,9 @@ class Placer:
             if not stall.allows(token_s * (len(tokens) if most is None else most)):
                 return Parking.MORE
             with stall.timed():
-                done = self._store.park(self.transfer, sequence.id, tokens, sequence.job, most=most)
+                done = self._store.park(
+                    self.transfer, sequence.id, tokens, sequence.job, most=most, ahead=ahead
+                )
             if done is not Parking.MORE:
                 return done
 

@@ -30,6 +30,8 @@ _COMPACT_STEPS = 200
 _COMPACT_CELLS = 256
 # A decision is not taken again sooner than this.
 _SOONEST_S = 0.02
+# While something runs, the disk's turn comes so often.
+_WRITE_BEHIND_S = 0.02
 # When there is no room to bring a state back, it is tried again after so long.
 _LATER_S = 0.5
 
@@ -109,6 +111,7 @@ class Residency:
             tiers.arena, by_rows=by_rows, value=self._value, note=note, disk=tiers.disk, clock=clock
         )
         self._compacted_at = 0
+        self._written_at = -math.inf
         self._uncopyable: set[int] = set()
         """Sequences that could not be copied when it was tried last."""
         self._live: _Live | None = None
@@ -207,7 +210,12 @@ class Residency:
     def tick(self, stall: Stall, *, busy: bool) -> None:
         """Does what is due, decisions and moves; in each step, and now and then while nothing runs."""
         now = self._clock()
-        self.store.tick(self.settings.write_behind_s)
+        # Going through all parts in each step would add up.
+        if not busy or now >= self._written_at + _WRITE_BEHIND_S:
+            self._written_at = now
+            self.store.tick(self.settings.write_behind_s)
+        else:
+            self.store.poll()
         if self._live is None:
             return
         self._forget_ended_stays()
@@ -307,7 +315,7 @@ class Residency:
     def _copy_ahead(self, stall: Stall) -> None:
         """While nothing runs, copies idle states, so that giving their place away later takes no time."""
         sequence = self._uncopied() if self.policy.copies_ahead else None
-        if sequence is not None and self.placer.park(sequence, stall) is Parking.FAILED:
+        if sequence is not None and self.placer.park(sequence, stall, ahead=True) is Parking.FAILED:
             self._uncopyable.add(sequence.id)
 
     def _uncopied(self) -> Sequence | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from astraea_local.engine.binding import Context, Model
+from astraea_local.engine.binding import Context, Model, Vocab
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.kv.tiers import Tiers, open_tiers
 from astraea_local.engine.kv.transfer import Form
@@ -19,11 +19,14 @@ GREEDY = SamplingParams(temperature=0)
 class Harness:
     """A core with its context, and what came out of it."""
 
-    def __init__(self, model: Model, profile: Profile) -> None:
+    def __init__(self, model: Model, profile: Profile, vocab: Vocab | None = None) -> None:
+        """`vocab`: of a model that outlives this one."""
         self.model, self.core_profile = model, profile
         self.context = Context(model, context_params(profile, model.model_class, model.n_ctx_train))
         disk = bool(profile.retention.disk_path)
-        self.core = EngineCore(model, self.context, profile, open_tiers=self._tiers if disk else None)
+        self.core = EngineCore(
+            model, self.context, profile, vocab=vocab, open_tiers=self._tiers if disk else None
+        )
         self.messages: list[ToFront] = []
         self._next = 0
 

@@ -8,7 +8,6 @@ import pytest
 
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.binding import BindingError, ContextParams, Model
-from astraea_local.engine.core import EngineCore
 from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
 from astraea_local.engine.messages import Cancel
 from astraea_local.engine.worker import context_params
@@ -23,9 +22,7 @@ class Resizable(Harness):
 
     def __init__(self, path: Path, profile: Profile) -> None:
         self.vocabulary = Model(path, vocab_only=True)
-        super().__init__(Model(path), profile)
-        self.core.close()
-        self.core = EngineCore(self.model, self.context, profile, vocab=self.vocabulary.vocab)
+        super().__init__(Model(path), profile, self.vocabulary.vocab)
         self.loaded = Loaded(self.model, self.context)
         self.loads = 0
         self.fails = 0

@@ -6,6 +6,7 @@ What a job has parked is a path from the root; its next snapshot is one more par
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -32,6 +33,8 @@ class Part:
     on_disk: bool = False
     sinking: bool = False
     """Its RAM copy is to be given up as soon as it is on disk."""
+    refused_until: float = -math.inf
+    """The disk had no room for it, and is not asked again before."""
     busy: int = 0
     """Reads, writes and moves under way: the buffer must stay."""
     children: list["Part"] = field(default_factory=list)

@@ -16,6 +16,8 @@ from astraea_local.engine.kv.files import PartHeader
 from astraea_local.engine.kv.parts import Part, PartTree
 
 _RETRY_S = 60.0
+# Whether a part is worth more than those on a full disk is looked at again after so long.
+_FULL_RETRY_S = 1.0
 # Of a file, beside its state and 4 bytes for each token.
 _FILE_OVERHEAD = 1024
 
@@ -90,11 +92,12 @@ class DiskTier:
         """Begins to write a part, unless it is there, its parent is not, or the disk has just failed."""
         if part.on_disk or part.busy or part.buffer is None or part.id in self._in_flight:
             return
-        if self._clock() < self._silent_until:
+        if self._clock() < max(self._silent_until, part.refused_until):
             return
         if part.parent is not None and not (part.parent.on_disk or part.parent.id in self._in_flight):
             return
         if not self._make_room(part, value):
+            part.refused_until = self._clock() + _FULL_RETRY_S
             return
         self._hold(part, part.buffer)
         self._store.write(

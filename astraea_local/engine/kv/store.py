@@ -5,6 +5,7 @@ way. The files are read and written by other threads (`spill.py`), and nothing h
 """
 
 import enum
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,11 +124,20 @@ class ParkedStore:
     # -- parking -----------------------------------------------------------------------------------
 
     def park(
-        self, transfer: Transfer, seq: int, tokens: Tokens, job: str | None, *, most: int | None = None
+        self,
+        transfer: Transfer,
+        seq: int,
+        tokens: Tokens,
+        job: str | None,
+        *,
+        most: int | None = None,
+        ahead: bool = False,
     ) -> Parking:
         """Copies what is not parked yet of a sequence's `tokens`, at most `most` of them, to RAM.
 
-        The sequence stays as it is. Fewer tokens than all are copied only where moves are sliced.
+        The sequence stays as it is. Fewer tokens than all are copied only where moves are sliced. A copy
+        `ahead` of need takes the room of nothing that is worth as much: else two states that do not fit
+        both would take turns for ever.
         """
         began = time.perf_counter()
         now = self._clock()
@@ -141,7 +151,17 @@ class ParkedStore:
         end = len(tokens)
         if most is not None and transfer.sliced:
             end = min(end, covered + most)
-        saved = self._save(transfer, seq, covered, end)
+        # What the new part hangs from must not be given up to make room for it.
+        if part is not None:
+            part.busy += 1
+        size = transfer.size_of(seq, covered, end)
+        worth = math.inf
+        if ahead:
+            owners = set() if job is None else {job}
+            worth = self._density(Part("", part, covered, tokens[covered:end], size, now, owners=owners))
+        saved = self._save(transfer, seq, covered, end) if self._free_ram(size, worth) else None
+        if part is not None:
+            part.busy -= 1
         if saved is None:
             return Parking.FAILED
         new = self.tree.add(part, covered, tokens[covered:end], saved.size, now)
@@ -156,12 +176,6 @@ class ParkedStore:
         return Parking.DONE
 
     def _save(self, transfer: Transfer, seq: int, start: int, end: int) -> Saved | None:
-        size = transfer.size_of(seq, start, end)
-        if size > self.arena.budget:
-            return None
-        while not self.arena.fits(size):
-            if not self._free_ram():
-                return None
         saved = transfer.save(seq, start, end)
         if saved is None:
             self.stats.failures += 1
@@ -216,15 +230,22 @@ class ParkedStore:
 
     # -- room --------------------------------------------------------------------------------------
 
+    def poll(self) -> None:
+        """Takes in what the disk finished."""
+        for part, reason in self.disk.poll() if self.disk is not None else ():
+            self.discard(part, reason)
+
     def tick(self, write_behind_s: float) -> None:
         """Takes in what the disk finished, and hands it what has not been used for so many seconds."""
         if self.disk is None:
             return
-        for part, reason in self.disk.poll():
-            self.discard(part, reason)
+        self.poll()
         before = self._clock() - write_behind_s
-        for part in self.tree:
-            if part.buffer is not None and (part.sinking or part.last_used <= before):
+        # Making room on the disk for one part may remove others.
+        for part in list(self.tree):
+            if part.buffer is None or not self.knows(part):
+                continue
+            if part.sinking or part.last_used <= before:
                 self.disk.write(part, self._value)
                 if part.sinking and part.on_disk and not part.busy:
                     self._release(part)
@@ -240,7 +261,7 @@ class ParkedStore:
     def relieve_ram(self, size: int) -> int:
         """Frees up to `size` bytes of RAM whose content is on disk or worth least; returns those freed."""
         before = self.arena.allocated
-        while before - self.arena.allocated < size and (self.arena.idle_bytes or self._free_ram()):
+        while before - self.arena.allocated < size and (self.arena.idle_bytes or self._give_up_one()):
             self.arena.trim()
         return before - self.arena.allocated
 
@@ -248,29 +269,39 @@ class ParkedStore:
         if self.disk is None or part.busy or self.disk.is_moving(part):
             return
         size = part.size + MARGIN
-        while not self.arena.fits(size):
-            if not self._free_ram():
-                self.discard(part, "no room in RAM to read it into")
-                return
+        if not self._free_ram(size):
+            self.discard(part, "no room in RAM to read it into")
+            return
         buffer = self.arena.acquire(size)
         assert buffer is not None
         self.disk.read(part, buffer)
 
-    def _free_ram(self) -> bool:
+    def _free_ram(self, size: int, worth: float = math.inf) -> bool:
+        """Makes room for so many bytes at the cost of what is worth less for its size; whether there is."""
+        if size > self.arena.budget:
+            return False
+        while not self.arena.fits(size):
+            if not self._give_up_one(worth):
+                return False
+        return True
+
+    def _give_up_one(self, worth: float = math.inf) -> bool:
         """Gives up the RAM copy that is worth least for its size; False when there is none to give up."""
         held = [p for p in self.tree if p.buffer is not None and not p.busy]
         # What is on disk too is only slower to come back; of the rest only the ends can go alone.
         on_disk = [p for p in held if p.on_disk]
-        candidates = on_disk or [p for p in held if not p.children]
-        if not candidates:
+        worst = min(on_disk or [p for p in held if not p.children], key=self._density, default=None)
+        if worst is None or self._density(worst) >= worth:
             return False
-        worst = min(candidates, key=lambda p: self._value(p) / max(1, p.size))
         if not worst.on_disk:
             self.stats.evictions += 1
             self._remove(worst)
         else:
             self._release(worst)
         return True
+
+    def _density(self, part: Part) -> float:
+        return self._value(part) / max(1, part.size)
 
     def _release(self, part: Part) -> None:
         if part.buffer is not None:

@@ -48,9 +48,9 @@ class Bench:
     def talk(self, seq: int, what: Tokens) -> None:
         self.rig.compute(seq, what)
 
-    def park(self, seq: int, what: Tokens, job: str, most: int | None = None) -> Parking:
+    def park(self, seq: int, what: Tokens, job: str, most: int | None = None, ahead: bool = False) -> Parking:
         self.now += 1.0
-        return self.store.park(self.rig.transfer, seq, what, job, most=most)
+        return self.store.park(self.rig.transfer, seq, what, job, most=most, ahead=ahead)
 
     def settle(self, behind_s: float = 0.0) -> None:
         """Writes behind, and waits until the disk has done everything."""
@@ -236,6 +236,31 @@ def test_the_disk_budget_keeps_what_is_worth_more(bench: MakeBench) -> None:
     on_disk = {len(part.tokens) for part in b.store.tree if part.on_disk}
     assert on_disk == {190, 180}
     assert b.store.tier_of("job-0")[0] == "ram"
+
+
+def test_a_copy_ahead_of_need_takes_the_room_of_less_only(bench: MakeBench) -> None:
+    """Two states that do not fit both must not take turns for ever."""
+    b = bench(ram=70_000, disk=0)
+    b.values = {100: 1.0, 101: 1.0, 102: 9.0}
+    for seq, count in enumerate((100, 101, 102)):
+        b.talk(seq, tokens(seq, count))
+    assert b.park(0, tokens(0, 100), "a", ahead=True) is Parking.DONE
+    assert b.park(1, tokens(1, 101), "b", ahead=True) is Parking.FAILED
+    assert b.store.tier_of("a")[0] == "ram"
+    assert b.park(2, tokens(2, 102), "c", ahead=True) is Parking.DONE
+    assert b.store.tier_of("a")[0] == "none"
+    assert b.park(1, tokens(1, 101), "b") is Parking.DONE
+
+
+def test_what_a_new_part_hangs_from_is_not_given_up_for_it(bench: MakeBench) -> None:
+    b = bench(ram=70_000, disk=0)
+    b.talk(0, tokens(1, 100))
+    assert b.park(0, tokens(1, 100), "a") is Parking.DONE
+    b.talk(0, tokens(2, 100))
+    longer = np.concatenate([tokens(1, 100), tokens(2, 100)])
+    b.park(0, longer, "a")
+    assert all(part.parent is None or b.store.knows(part.parent) for part in b.store.tree)
+    assert b.store.tier_of("a")[1] == b.store.covered(longer)
 
 
 def test_dropping_a_job_keeps_what_others_share(bench: MakeBench) -> None:
