@@ -94,15 +94,15 @@ class JsonCalls:
         one = lark.any_of(f"{lark.literal(t.name + middle)} {lark.json(t.grammar)}" for t in tools)
         tail = lark.literal("}")
         if self.array:
-            more = f"({lark.literal(', ' + head)} {one} {tail})*" if parallel else ""
+            more = lark.more(f"{lark.literal(', ' + head)} {one} {tail}", parallel=parallel)
             rest = f"{lark.literal('[' + head)} {one} {tail} {more} {lark.literal(']' + self.closing)}"
             return Shape(self.opening, rest)
         if not self.opening:
-            more = f"({lark.literal(self.between + head)} {one} {tail})*" if parallel else ""
+            more = lark.more(f"{lark.literal(self.between + head)} {one} {tail}", parallel=parallel)
             return Shape(head, f"{one} {tail} {more}", anchored=True)
         end = lark.literal("}" + self.closing)
         again = lark.literal(self.between + self.opening + head)
-        more = f"({again} {one} {end})*" if parallel else ""
+        more = lark.more(f"{again} {one} {end}", parallel=parallel)
         # Text may end right at the trigger, so that is the tag alone, without its line break.
         trigger = self.opening.rstrip()
         gap = self.opening[len(trigger) :]

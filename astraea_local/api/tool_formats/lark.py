@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 NOTHING = '""'
+# More than capable models ask for at once, and what is left comes with the next turn. Small models repeat a
+# call until something ends it.
+MAX_CALLS = 8
 _ANY = r"/(.|\n)*/"
 
 
@@ -78,6 +81,10 @@ class Lark:
     def any_of(self, options: Iterable[str]) -> str:
         """One of the expressions."""
         return self.rule(" | ".join(options))
+
+    def more(self, call: str, *, parallel: bool) -> str:
+        """Further calls of one answer, where it may have several."""
+        return f"({call}){{0,{MAX_CALLS - 1}}}" if parallel else ""
 
     def free(self, *, without: Iterable[str] = (), not_first: Iterable[str] = ()) -> str:
         """Any text in which none of these stand, or with which it does not begin."""

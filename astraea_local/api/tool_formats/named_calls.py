@@ -90,7 +90,7 @@ class NamedCalls:
             for tool in tools
         )
         again = lark.literal(self.between + self.begin)
-        more = f"({again} {one})*" if parallel else ""
+        more = lark.more(f"{again} {one}", parallel=parallel)
         closing = lark.literal(self.closing) if self.closing else ""
         if self.opening:
             return Shape(self.opening, f"{lark.literal(self.begin)} {one} {more} {closing}")

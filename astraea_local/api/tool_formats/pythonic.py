@@ -70,7 +70,7 @@ class Pythonic:
             f"{lark.literal(t.name + '(')} {_argument_rules(lark, t.parameters)} {lark.literal(')')}"
             for t in tools
         )
-        more = f"({lark.literal(', ')} {one})*" if parallel else ""
+        more = lark.more(f"{lark.literal(', ')} {one}", parallel=parallel)
         if not self.opening:
             return Shape("[", f"{one} {more} {lark.literal(']')}", anchored=True)
         return Shape(self.opening, f"{lark.literal('[')} {one} {more} {lark.literal(']' + self.closing)}")

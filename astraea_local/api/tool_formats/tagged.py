@@ -132,14 +132,14 @@ class Tagged:
             for tool in tools
         )
         if self.opening and not self.between:
-            more = f"({lark.literal(self.call)} {one})*" if parallel else ""
+            more = lark.more(f"{lark.literal(self.call)} {one}", parallel=parallel)
             trigger = self.opening.rstrip()
             first = lark.literal(self.opening[len(trigger) :] + self.call)
             return Shape(trigger, f"{first} {one} {more} {lark.literal(self.closing)}")
         whole = self.opening + self.call
         trigger = (self.opening or self.call).rstrip()
         end = lark.literal(self.closing) if self.closing else ""
-        more = f"({lark.literal(self.between + whole)} {one} {end})*" if parallel else ""
+        more = lark.more(f"{lark.literal(self.between + whole)} {one} {end}", parallel=parallel)
         gap = whole[len(trigger) :]
         return Shape(trigger, f"{lark.literal(gap) if gap else ''} {one} {end} {more}")
 

@@ -1,17 +1,16 @@
 """Grammars of answers, on the vocabulary of SmolLM2, in which the tags of most formats are plain text."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from astraea_local.api.constraints import schema_grammar
 from astraea_local.api.tool_formats.base import Tool, Unsupported
-from astraea_local.api.tool_formats.lark import Marker
+from astraea_local.api.tool_formats.lark import MAX_CALLS, Marker
 from astraea_local.api.tool_formats.registry import FORMATS
 from astraea_local.api.tool_formats.thinking import AnswerForm, Thinking, Wanted
-from astraea_local.engine.binding import Guides, Model, Vocab
+from astraea_local.engine.binding import Guides, Vocab
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -31,17 +30,6 @@ THINK = Thinking("<think>", "</think>")
 # In these an answer is one call, or calls cannot follow text.
 SINGLE = {"harmony"}
 ANCHORED = {"harmony", "llama3", "pythonic"}
-
-
-@pytest.fixture(scope="module")
-def vocab(demo_path: Path) -> Iterator[Vocab]:
-    with Model(demo_path, vocab_only=True) as model:
-        yield model.vocab
-
-
-@pytest.fixture(scope="module")
-def guides(vocab: Vocab) -> Guides:
-    return Guides(vocab)
 
 
 class Follower:
@@ -90,6 +78,14 @@ def test_a_forced_answer_is_calls_and_nothing_else(follower: Follower, name: str
         ("launch", {}),
     ):
         assert not follower.follows(rules, format_.render([wrong]).removesuffix("<|call|>")), wrong
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - SINGLE))
+@pytest.mark.parametrize("must_call", [True, False])
+def test_the_number_of_calls_is_bounded(follower: Follower, name: str, must_call: bool) -> None:
+    rules = grammar(name, Wanted(tools=TOOLS, must_call=must_call), exact=must_call)
+    assert follower.follows(rules, FORMATS[name].render([NOW] * MAX_CALLS))
+    assert not follower.follows(rules, FORMATS[name].render([NOW] * (MAX_CALLS + 1)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
