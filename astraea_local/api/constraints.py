@@ -22,8 +22,21 @@ from astraea_local.engine.binding import (
 _MAX_NESTING = 5000
 # The formats that llguidance enforces; others are annotations, as JSON Schema itself has it.
 _FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri unknown".split())
-# Below these stand values, not schemas.
-_DATA_KEYS = frozenset(("enum", "const", "default", "examples"))
+# Most characters of formats in which llguidance allows more than RFC 5321 and RFC 1123, or digits without end
+# before something that has to follow: a small model would never come to that, and nobody needs more of them.
+_LONGEST = {"email": 254, "hostname": 253, "duration": 32, "time": 24, "date-time": 35}
+# Its years all have a 29th of February.
+_LEAP = "(?:(?:[02468][048]|[13579][26])00|[0-9]{2}(?:0[48]|[2468][048]|[13579][26]))"
+_DAYS = f"^(?:[0-9]{{4}}-(?:0[13-9]|1[0-2]|02-[01]|02-2[0-8])|{_LEAP}-02-29)"
+# Below these stand values, not schemas, and below those schemas by names, which may be any keyword.
+_DATA = frozenset(("enum", "const", "default", "examples"))
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+# Keywords of objects that may have members without a name.
+_OPEN = frozenset("additionalProperties patternProperties unevaluatedProperties minProperties $ref".split())
+# Keywords that describe more of the object beside them.
+_MORE = frozenset(("$ref", "anyOf", "oneOf"))
+# What is compiled of a longer schema is not kept: anybody may send many of them.
+_KEPT_BYTES = 16 << 10
 
 
 class SchemaFault(Exception):
@@ -33,13 +46,14 @@ class SchemaFault(Exception):
 def schema_grammar(schema: Any, *, lenient: bool = False) -> str:
     """The schema as llguidance reads it after `%json`. Raises `SchemaFault` naming what cannot be enforced.
 
-    `lenient` ignores unknown keywords, and takes `oneOf` for `anyOf`.
+    `lenient` ignores unknown keywords, and takes `oneOf` for `anyOf`. Where a schema leaves open whether an
+    object may have further members it gets none: small models would invent some, and functions refuse them.
     """
     try:
         text = json.dumps(schema)
     except RecursionError:
         raise SchemaFault("the schema is nested too deeply") from None
-    fault, grammar = _compiled(text, lenient)
+    fault, grammar = (_remembered if len(text) <= _KEPT_BYTES else _compiled)(text, lenient)
     if fault:
         raise SchemaFault(fault)
     return grammar
@@ -68,9 +82,8 @@ def checked_gbnf(vocab: Vocab, gbnf: str) -> str:
     return gbnf
 
 
-@functools.lru_cache(maxsize=512)
 def _compiled(text: str, lenient: bool) -> tuple[str, str]:
-    """Fault and grammar; remembered, because agents send the same tools with every request."""
+    """Fault and grammar."""
     schema = json.loads(text)
     if schema is False:
         return "the schema false allows no answer", ""
@@ -79,7 +92,7 @@ def _compiled(text: str, lenient: bool) -> tuple[str, str]:
         jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(
             schema
         )
-        grammar = json_grammar(_without_annotations(schema), lenient=lenient)
+        grammar = json_grammar(_enforceable(schema, close=not _is_composed(schema)), lenient=lenient)
     except RecursionError:
         return "the schema is nested too deeply", ""
     except SchemaError as error:
@@ -87,6 +100,10 @@ def _compiled(text: str, lenient: bool) -> tuple[str, str]:
         return f"not a valid JSON schema{f' at {where}' if where else ''}: {error.message}", ""
     fault = schema_fault(grammar)
     return ("", grammar) if fault is None else (_explained(fault), "")
+
+
+# Agents send the same tools with every request.
+_remembered = functools.lru_cache(maxsize=512)(_compiled)
 
 
 def _explained(fault: str) -> str:
@@ -100,17 +117,51 @@ def _explained(fault: str) -> str:
     return f"output cannot be held to this schema: {' '.join(fault.split())}"
 
 
-def _without_annotations(schema: Any) -> Any:
-    """The schema without formats that nothing checks."""
+def _enforceable(schema: Any, *, close: bool) -> Any:
+    """The schema without formats that nothing checks, and with what llguidance lacks of the others.
+
+    With `close` objects have no members but those that they name, unless they say otherwise.
+    """
     if isinstance(schema, list):
-        return [_without_annotations(item) for item in schema]
+        return [_enforceable(item, close=close) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
-        key: value if key in _DATA_KEYS else _without_annotations(value)
-        for key, value in schema.items()
-        if not (key == "format" and isinstance(value, str) and value not in _FORMATS)
-    }
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            made[key] = {name: _enforceable(part, close=close) for name, part in value.items()}
+        else:
+            made[key] = value if key in _DATA else _enforceable(value, close=close)
+    if close and _names_all(schema):
+        made["additionalProperties"] = False
+    name = schema.get("format")
+    if name in _LONGEST:
+        made["maxLength"] = min(_LONGEST[name], schema.get("maxLength", _LONGEST[name]))
+    if name in ("date", "date-time"):
+        made["allOf"] = [*made.get("allOf", []), {"pattern": _DAYS}]
+    if name not in _FORMATS:
+        made.pop("format", None)
+    return made
+
+
+def _names_all(schema: dict[str, Any]) -> bool:
+    """Whether an object fits without members that the schema does not name."""
+    members = schema.get("properties")
+    return (
+        isinstance(members, dict)
+        and _OPEN.isdisjoint(schema)
+        and all(name in members for name in schema.get("required", ()))
+    )
+
+
+def _is_composed(schema: Any) -> bool:
+    """Whether an object may be described in several places, of which none names all of its members."""
+    if isinstance(schema, list):
+        return any(map(_is_composed, schema))
+    if not isinstance(schema, dict):
+        return False
+    composed = "allOf" in schema or ("properties" in schema and not _MORE.isdisjoint(schema))
+    return composed or any(map(_is_composed, schema.values()))
 
 
 def _nesting(gbnf: str) -> int:
