@@ -9,7 +9,7 @@ from typing import Any
 from astraea_local.api.constraints import SchemaFault, answer_schema, schema_grammar
 from astraea_local.api.errors import ApiError
 from astraea_local.api.limits import check_schema
-from astraea_local.api.schemas import ChatRequest, NamedTool
+from astraea_local.api.schemas import ChatRequest, ToolChoice
 from astraea_local.api.schemas import Tool as ToolDefinition
 from astraea_local.api.templates import ChatTemplate
 from astraea_local.api.tool_formats.base import Parser, Tool, Unsupported
@@ -49,15 +49,15 @@ class ChatPlanner:
 
     def plan(self, request: ChatRequest) -> ChatPlan:
         """Prompt, constraint and parser of a conversation. Raises `ApiError`."""
-        tools = _callable(request)
+        tools, must_call = _choice(request)
         extra = self._variables(request)
         text = self._template.render(request.messages, tools=request.raw_tools, extra=extra)
         opened = self._thinking is not None and text.rstrip().endswith(self._thinking.opening)
         form = AnswerForm(self._template.tool_format if request.tools else None, self._thinking, opened)
-        form, guidance = self._guidance(request, tools, form)
+        form, guidance = self._guidance(request, tools, form, must_call=must_call)
         readable = form if tools else AnswerForm(None, form.thinking, opened)
         markers = self._markers(form).values()
-        schemas = {tool.function.name: tool.function.parameters or {} for tool in tools}
+        schemas = {tool.function.name: tool.function.arguments for tool in tools}
         style = _STYLES[request.reasoning_format]
         new_id = _short_id if self._template.traits.short_ids else _long_id
 
@@ -82,13 +82,12 @@ class ChatPlanner:
         return variables
 
     def _guidance(
-        self, request: ChatRequest, tools: list[ToolDefinition], form: AnswerForm
+        self, request: ChatRequest, tools: list[ToolDefinition], form: AnswerForm, *, must_call: bool
     ) -> tuple[AnswerForm, str | None]:
         """The grammar, and the form of the answer, which is plainer where the model's own cannot be held."""
         content = _content(request)
         if request.grammar is not None or (content is None and not request.tools):
             return form, None
-        must_call = bool(tools) and request.tool_choice != "auto"
         strict = [_is_strict(tool, must_call=must_call) for tool in tools]
         known, traits = request.tools or [], self._template.traits
         wanted = Wanted(
@@ -121,15 +120,12 @@ class ChatPlanner:
         return Marker(int(tokens[0]), self._vocab.is_control(int(tokens[0])))
 
 
-def _callable(request: ChatRequest) -> list[ToolDefinition]:
-    """The tools that the answer may call."""
-    tools = request.tools or []
-    choice = request.tool_choice
-    if choice == "none":
-        return []
-    if isinstance(choice, NamedTool):
-        return [tool for tool in tools if tool.function.name == choice.function.name]
-    return tools
+def _choice(request: ChatRequest) -> tuple[list[ToolDefinition], bool]:
+    """The tools that the answer may call, and whether it has to."""
+    tools, choice = request.tools or [], request.tool_choice
+    if isinstance(choice, ToolChoice):
+        return [tool for tool in tools if tool.function.name in choice.names], choice.must_call
+    return ([] if choice == "none" else tools), choice == "required"
 
 
 def _content(request: ChatRequest) -> str | None:
@@ -151,7 +147,7 @@ def _is_strict(tool: ToolDefinition, *, must_call: bool) -> bool:
 def _prepared(tool: ToolDefinition, index: int, *, exact: bool) -> Tool:
     """The tool with its grammar. Raises `ApiError` for a strict one that output cannot be held to."""
     name = tool.function.name
-    schema = {**(tool.function.parameters or {}), "type": "object"}
+    schema = {**tool.function.arguments, "type": "object"}
     check_schema(schema, f"tools.{index}.function.parameters")
     try:
         return Tool(name, schema, schema_grammar(schema, lenient=not exact))

@@ -18,6 +18,8 @@ _TYPES = {
     504: "timeout_error",
 }
 _ANTHROPIC_TYPES = _TYPES | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+# With these pydantic names the alternatives of a union.
+_ALTERNATIVES = ("list[", "dict[", "literal[", "function-", "tagged-")
 # Everything under it speaks Anthropic's dialect.
 _ANTHROPIC_PATH = "/v1/messages"
 
@@ -133,4 +135,5 @@ def _from_validation(error: RequestValidationError) -> ApiError:
 
 def _is_alternative(part: str) -> bool:
     """Whether it is the name of a union's alternative; a user knows only fields and positions."""
-    return part in ("str", "bool") or part.startswith(("list[", "dict[", "function-", "tagged-"))
+    # Models are written with a capital, which no field is.
+    return part in ("str", "bool") or part[:1].isupper() or part.startswith(_ALTERNATIVES)

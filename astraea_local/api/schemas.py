@@ -202,8 +202,13 @@ class FunctionTool(_Body):
     name: str = Field(pattern=r"^[\w.:/-]{1,128}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """JSON schema of the arguments, an object; None = any object."""
+    """JSON schema of the arguments, an object; None = there are none."""
     strict: bool | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same, whether or not the client sent one."""
+        return self.parameters or {"type": "object", "properties": {}}
 
 
 class Tool(_Body):
@@ -216,10 +221,39 @@ class FunctionName(_Body):
 
 
 class NamedTool(_Body):
-    """A choice of one tool, which must be called."""
-
     type: Literal["function"] = "function"
     function: FunctionName
+
+
+class AllowedTools(_Body):
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class ToolChoice(_Body):
+    """One tool, which must be called, or some of them. The prompt shows all, so that its prefix stays."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: FunctionName | None = Field(default=None, validate_default=True)
+    allowed_tools: AllowedTools | None = Field(default=None, validate_default=True)
+
+    @field_validator("function", "allowed_tools")
+    @classmethod
+    def _is_there(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("type") == info.field_name:
+            raise ValueError("Field required")
+        return value
+
+    @property
+    def names(self) -> list[str]:
+        """The tools that may be called."""
+        if self.type == "function":
+            return [self.function.name] if self.function else []
+        return [tool.function.name for tool in self.allowed_tools.tools] if self.allowed_tools else []
+
+    @property
+    def must_call(self) -> bool:
+        return self.allowed_tools is None or self.allowed_tools.mode == "required"
 
 
 class ChatRequest(Generation):
@@ -231,7 +265,7 @@ class ChatRequest(Generation):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
     """`required` and a named tool constrain the output, so that the arguments fit the tool's schema."""
     parallel_tool_calls: bool = True
     """Whether one answer may hold several calls."""
@@ -259,7 +293,7 @@ class ChatRequest(Generation):
                 "function": {
                     "name": tool.function.name,
                     "description": tool.function.description or "",
-                    "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+                    "parameters": tool.function.arguments,
                 },
             }
             for tool in self.tools or ()
@@ -271,8 +305,9 @@ class ChatRequest(Generation):
         names = [tool.function.name for tool in info.data.get("tools") or ()]
         if value == "required" and not names:
             raise ValueError("'required' needs tools")
-        if isinstance(value, NamedTool) and value.function.name not in names:
-            raise ValueError(f"names {value.function.name!r}, which is not in tools")
+        for name in value.names if isinstance(value, ToolChoice) else ():
+            if name not in names:
+                raise ValueError(f"names {name!r}, which is not in tools")
         return value
 
     @field_validator("top_logprobs")

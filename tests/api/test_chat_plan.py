@@ -1,7 +1,5 @@
 """Plans of conversations: on the vocabulary of SmolLM2, with templates of our own."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,8 @@ from astraea_local.api.parts import Reasoning, Text, ToolArguments, ToolCallBegu
 from astraea_local.api.schemas import ChatRequest
 from astraea_local.api.templates import ChatTemplate
 from astraea_local.api.tool_formats.registry import FORMATS
-from astraea_local.engine.binding import Guides, Model, Vocab
+from astraea_local.engine.binding import Guides, Vocab
+from tests.api import grammars
 
 THINKING = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ tools | tojson if tools }}"
@@ -27,17 +26,6 @@ TOOL = {
     },
 }
 CALL = FORMATS["hermes"].render([("read", {"path": "a"})])
-
-
-@pytest.fixture(scope="module")
-def vocab(demo_path: Path) -> Iterator[Vocab]:
-    with Model(demo_path, vocab_only=True) as model:
-        yield model.vocab
-
-
-@pytest.fixture(scope="module")
-def guides(vocab: Vocab) -> Guides:
-    return Guides(vocab)
 
 
 def plan(vocab: Vocab, source: str | None = None, **body: Any) -> ChatPlan:
@@ -56,9 +44,7 @@ def prompt_of(vocab: Vocab, made: ChatPlan) -> str:
 
 def follows(guides: Guides, vocab: Vocab, made: ChatPlan, text: str) -> bool:
     assert made.guidance is not None
-    guide = guides.open(made.guidance)
-    tokens = vocab.tokenize(text, add_special=False, parse_special=True)
-    return all(guide.take(int(t)) for t in tokens) and (guide.complete or guide.take(vocab.eos))
+    return grammars.follows(guides, vocab, made.guidance, text)
 
 
 def parts_of(made: ChatPlan, text: str) -> list[Any]:
@@ -100,6 +86,20 @@ def test_a_named_tool_excludes_the_others(vocab: Vocab, guides: Guides) -> None:
     assert follows(guides, vocab, made, CALL)
     assert not follows(guides, vocab, made, FORMATS["hermes"].render([("write", {})]))
     assert not follows(guides, vocab, made, "Hello.")
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_exclude_the_others_and_keep_the_prompt(
+    vocab: Vocab, guides: Guides, mode: str
+) -> None:
+    other = {"type": "function", "function": {"name": "write"}}
+    read = {"type": "function", "function": {"name": "read"}}
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [read]}}
+    made = plan(vocab, tools=[other, TOOL], tool_choice=allowed)
+    assert prompt_of(vocab, made) == prompt_of(vocab, plan(vocab, tools=[other, TOOL]))
+    assert follows(guides, vocab, made, CALL)
+    assert not follows(guides, vocab, made, FORMATS["hermes"].render([("write", {})]))
+    assert follows(guides, vocab, made, "Hello.") is (mode == "auto")
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,7 @@ def tools_of(body: ResponsesPrompt) -> tuple[list[dict[str, Any]], Any]:
     if isinstance(choice, dict):
         kind, name = choice.get("type"), _name(choice)
         if kind == "allowed_tools":
-            allowed = {_name(t) for t in choice.get("tools") or [] if isinstance(t, dict)}
-            tools = [t for t in tools if t["function"]["name"] in allowed]
-            choice = choice.get("mode", "auto")
+            choice = _allowed(choice, {t["function"]["name"] for t in tools})
         elif kind == "function" and name in {t["function"]["name"] for t in tools}:
             choice = {"type": "function", "function": {"name": name}}
         elif kind == "function":
@@ -67,6 +65,17 @@ def tools_of(body: ResponsesPrompt) -> tuple[list[dict[str, Any]], Any]:
             # A tool that only OpenAI runs cannot be forced here.
             choice = "auto"
     return tools, choice
+
+
+def _allowed(choice: dict[str, Any], known: set[str]) -> Any:
+    """The choice among those of its tools that are known: what only OpenAI runs cannot be called here."""
+    sent = choice.get("tools")
+    names = [_name(tool) for tool in sent if isinstance(tool, dict)] if isinstance(sent, list) else []
+    tools = [{"type": "function", "function": {"name": name}} for name in names if name in known]
+    if not tools:
+        return "none"
+    allowed = {"mode": choice.get("mode", "auto"), "tools": tools}
+    return {"type": "allowed_tools", "allowed_tools": allowed}
 
 
 def sealed(reasoning: str) -> str:
@@ -189,9 +198,9 @@ def _tool(sent: dict[str, Any], index: int) -> dict[str, Any] | None:
     return {"type": "function", "function": function}
 
 
-def _name(choice: dict[str, Any]) -> object:
+def _name(choice: dict[str, Any]) -> str:
     inner = choice.get("function")
-    return inner.get("name") if isinstance(inner, dict) else choice.get("name")
+    return str(inner.get("name") if isinstance(inner, dict) else choice.get("name"))
 
 
 def _response_format(form: TextFormat) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from astraea_local.api.responses.inbound import conversation, sealed
 from astraea_local.api.responses.schemas import ResponsesRequest
 
 LOOKUP = {"type": "function", "name": "lookup", "parameters": {"type": "object", "properties": {}}}
+NAMED = {"type": "function", "function": {"name": "lookup"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 
 
 def fields(**body: Any) -> dict[str, Any]:
@@ -124,9 +126,12 @@ def test_only_function_tools_are_taken() -> None:
     ("choice", "chat"),
     [
         ("required", "required"),
-        ({"type": "function", "name": "lookup"}, {"type": "function", "function": {"name": "lookup"}}),
+        ({"type": "function", "name": "lookup"}, NAMED),
         ({"type": "web_search"}, "auto"),
-        ({"type": "allowed_tools", "mode": "required", "tools": [LOOKUP]}, "required"),
+        ({"type": "allowed_tools", "mode": "required", "tools": [LOOKUP, {"type": "web_search"}]}, ALLOWED),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}]}, "none"),
+        ({"type": "allowed_tools", "tools": [{"type": "function", "name": ["lookup"]}, 3]}, "none"),
+        ({"type": "allowed_tools", "tools": 3}, "none"),
     ],
 )
 def test_the_choice_of_a_tool(choice: Any, chat: Any) -> None:
@@ -134,12 +139,15 @@ def test_the_choice_of_a_tool(choice: Any, chat: Any) -> None:
     found = fields(input="x", tools=[LOOKUP, other], tool_choice=choice, parallel_tool_calls=False)
     assert found["tool_choice"] == chat
     assert found["parallel_tool_calls"] is False
-    assert len(found["tools"]) == (1 if chat == "required" and isinstance(choice, dict) else 2)
+    # All of them, so that the prompt begins alike whatever is allowed.
+    assert len(found["tools"]) == 2
+    assert chat_request(found).tools
 
 
-def test_an_unknown_tool_cannot_be_chosen() -> None:
+@pytest.mark.parametrize("name", ["gone", ["lookup"], None])
+def test_an_unknown_tool_cannot_be_chosen(name: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        fields(input="x", tools=[LOOKUP], tool_choice={"type": "function", "name": "gone"})
+        fields(input="x", tools=[LOOKUP], tool_choice={"type": "function", "name": name})
     assert caught.value.param == "tool_choice"
 
 
