@@ -74,6 +74,8 @@ class ModelSettings(_Section):
     """CPU threads; 0 = the physical cores."""
     tool_format: ToolFormatName = "auto"
     """How the model writes tool calls; `auto` = as its chat template says (docs/structured.md)."""
+    chat_template: str = ""
+    """File with a chat template (Jinja) that takes the place of the model's own."""
 
 
 class ContextSettings(_Section):

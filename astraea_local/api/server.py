@@ -22,7 +22,7 @@ from astraea_local.api.text_model import TextModel
 from astraea_local.engine.messages import Ready
 from astraea_local.engine.supervisor import Engine
 from astraea_local.engine.worker import EngineSpec
-from astraea_local.profile import Profile, ServerSettings
+from astraea_local.profile import ModelSettings, Profile, ServerSettings
 
 _logger = logging.getLogger(__name__)
 _CLOSE_S = 2
@@ -72,6 +72,18 @@ def _check_certificate(settings: ServerSettings) -> None:
         raise ServeError(f"{files} are not a PEM certificate and its unencrypted key: {error}") from None
 
 
+def _chat_template(settings: ModelSettings) -> str | None:
+    """The template that takes the place of the model's own, if there is one."""
+    if not settings.chat_template:
+        return None
+    path = Path(settings.chat_template).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ServeError(f"{path}: cannot read the chat template: {reason}") from None
+
+
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals to us: a stop first lets the engine drain, and ends with status 0."""
 
@@ -93,9 +105,9 @@ async def serve(
     """Serves until SIGINT or SIGTERM; a second one cuts draining short.
 
     `on_progress` gets the loaded share of the model, `on_ready` the engine's facts and the base URL.
-    Raises `EngineStartError` and `ModelLoadError`.
+    Raises `ServeError`, `EngineStartError` and `ModelLoadError`.
     """
-    text = TextModel(model_path, profile.model.tool_format)
+    text = TextModel(model_path, profile.model.tool_format, _chat_template(profile.model))
     engine = Engine(EngineSpec(profile, model_path, log_level), on_progress=on_progress)
     service = Service(profile, engine, text)
 

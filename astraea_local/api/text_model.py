@@ -18,17 +18,19 @@ from astraea_local.profile import ToolFormatName
 class TextModel:
     """What the front must know of a model to turn requests into tokens."""
 
-    def __init__(self, path: Path, tool_format: ToolFormatName = "auto") -> None:
+    def __init__(
+        self, path: Path, tool_format: ToolFormatName = "auto", chat_template: str | None = None
+    ) -> None:
         """`tool_format` is how the model writes tool calls; auto = as its template says.
 
-        Raises `ModelLoadError`.
+        `chat_template` takes the place of the model's own. Raises `ModelLoadError`.
         """
         self._model = Model(path, vocab_only=True)
         vocab = self.vocab = self._model.vocab
         self._bos_text = vocab.text(vocab.bos)
         self.name = path.stem
         self.template = ChatTemplate(
-            self._model.chat_template,
+            self._model.chat_template if chat_template is None else chat_template,
             bos=self._bos_text,
             eos=vocab.text(vocab.eos),
             tool_format=None if tool_format == "auto" else FORMATS[tool_format],
