@@ -164,6 +164,8 @@ _ANSWERS: dict[tuple[str, str], tuple[type[BaseModel] | None, bool]] = {
     ("post", "/astraea/v1/policy"): (PolicyState, False),
 }
 _GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# Under these the engine is asked to do something, and may not be able to.
+_ACTS = tuple(f"/astraea/v1/{name}" for name in ("context", "pause", "resume", "jobs/", "scheduler/"))
 _ALWAYS = {
     "400": "A field, the Host header or the body is wrong; the message names it",
     "403": "The page of another site asks",
@@ -220,8 +222,12 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
         faults |= _WITH_BODY
     if path.startswith(_GENERATES):
         faults |= _OF_GENERATION
+    if method == "post" and path.startswith(_ACTS):
+        faults["409"] = "Not possible as things are; the message says why"
     if "{" in path:
         faults["404"] = "There is no such thing, or no longer"
+    if path.startswith("/astraea/v1/debug/"):
+        faults["404"] = "Switched off in the profile"
     if path == "/health":
         operation["security"] = []
     elif keys_needed:
