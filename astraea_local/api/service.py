@@ -146,28 +146,11 @@ class Service:
         `shown` are special tokens whose text the output keeps, `guidance` is the grammar that it follows.
         `tool` is the one that the request comes back from; None = what its messages say.
         """
-        limit = self.check_ready(body.n)
-        if len(prompt) == 0:
-            raise ApiError(400, "the prompt is empty", param="prompt")
-        if len(prompt) >= limit:
-            raise ApiError(
-                400,
-                # Clients know these words, and compact the conversation.
-                f"prompt is too long: {len(prompt)} tokens > {limit} maximum of a job's context: shorten it, "
-                "or serve with a larger context.size or fewer context.slots",
-                code="context_length_exceeded",
-                param="messages" if isinstance(body, ChatRequest) else "prompt",
-            )
         sampling = replace(await asyncio.to_thread(self._sampling, body, top), guidance=guidance)
+        # Behind that wait, so that it still holds when the segments are submitted.
+        limit = self._room(body, prompt)
         tenant, parts = getattr(request.state, "tenant", ""), outline(body)
-        self.tenants.take(tenant, body.n)
-        try:
-            identity = self.book.identify(
-                request.headers, {f: getattr(body, f) for f in FIELDS}, prompt, tenant=tenant, outline=parts
-            )
-        except ApiError:
-            self.tenants.release(tenant, body.n)
-            raise
+        identity = self._identify(request, body, prompt, tenant, parts)
         if self.profile.server.log_prompts:
             _logger.warning("%s: %s", identity.job, self.text.decode(prompt))
         wanted = body.max_tokens
@@ -188,22 +171,45 @@ class Service:
             kind=kind_of(prompt),
             tool=_returned(body) if tool is None else tool,
         )
-        handles = [
-            self.engine.submit(
-                replace(
-                    template,
-                    segment=self.engine.next_id(),
-                    sampling=replace(sampling, seed=_seed(body.seed, choice)),
-                )
-            )
-            for choice in range(body.n)
-        ]
+        handles = [self._submit(template, _seed(body.seed, choice)) for choice in range(body.n)]
         if (loss := identity.loss) is not None:
             self.engine.note(identity.job, loss.text)
             self.metrics.prefix_lost(loss.cause, loss.known - loss.at)
         timeout_s = self.profile.server.request_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s else None
         return Call(endpoint, identity, prompt, handles, tenant=tenant, outline=parts, deadline=deadline)
+
+    def _room(self, body: Generation, prompt: Tokens) -> int:
+        """Tokens that prompt and answer may have. Raises `ApiError` for a prompt that leaves none."""
+        limit = self.check_ready(body.n)
+        if len(prompt) == 0:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        if len(prompt) >= limit:
+            raise ApiError(
+                400,
+                # Clients know these words, and compact the conversation.
+                f"prompt is too long: {len(prompt)} tokens > {limit} maximum of a job's context: shorten it, "
+                "or serve with a larger context.size or fewer context.slots",
+                code="context_length_exceeded",
+                param="messages" if isinstance(body, ChatRequest) else "prompt",
+            )
+        return limit
+
+    def _identify(
+        self, request: Request, body: Generation, prompt: Tokens, tenant: str, parts: Outline | None
+    ) -> Identity:
+        """The request's job, its choices counted in. Raises `ApiError`."""
+        self.tenants.take(tenant, body.n)
+        fields = {name: getattr(body, name) for name in FIELDS}
+        try:
+            return self.book.identify(request.headers, fields, prompt, tenant=tenant, outline=parts)
+        except ApiError:
+            self.tenants.release(tenant, body.n)
+            raise
+
+    def _submit(self, template: Submit, seed: int) -> Handle:
+        sampling = replace(template.sampling, seed=seed)
+        return self.engine.submit(replace(template, segment=self.engine.next_id(), sampling=sampling))
 
     async def events(self, call: Call) -> AsyncIterator[tuple[int, SegmentEvent]]:
         """Events of all choices as they come, with the choice's index. Raises `ApiError`.
