@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Server, StartServer
+from tests.conftest import Server
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
 ADDRESS = "http://127.0.0.1:8080"
@@ -31,15 +31,9 @@ def snippets(language: str) -> list[Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def roomy(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """Jobs with room for the instructions that frameworks send."""
-    profile = tmp_path_factory.mktemp("roomy") / "roomy.toml"
-    profile.write_text('[context]\nsize = 8192\nslots = 2\n[kv]\nlayout = "per_slot"\n')
-    return start_server("--profile", str(profile))
-
-
 @pytest.mark.e2e
+@pytest.mark.usefixtures("swept")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("code", snippets("python"))
 def test_python(code: str, roomy: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ADDRESS in code
