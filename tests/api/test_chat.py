@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,11 +11,12 @@ from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from astraea_local.frame import StateFrame
-from tests.conftest import Server, StartServer
+from tests.conftest import Server
 
 pytestmark = pytest.mark.e2e
 
 SEA = [{"role": "user", "content": "Write one sentence about the sea."}]
+ENDLESS: dict[str, Any] = {"messages": SEA, "ignore_eos": True, "stream": True}
 LONG: dict[str, Any] = {"messages": SEA, "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 
 
@@ -25,17 +25,6 @@ def client(server: Server) -> Iterator[OpenAI]:
     """The official client, which must not hide a failure by trying again."""
     with OpenAI(base_url=server.base_url, api_key="unused", max_retries=0, timeout=120) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def narrow(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A server with one slot, first come first served, that comments every 50 ms."""
-    profile = tmp_path_factory.mktemp("narrow") / "narrow.toml"
-    profile.write_text(
-        "[model]\ngpu_layers = 0\nthreads = 1\n[context]\nsize = 512\nslots = 1\n"
-        '[kv]\nlayout = "per_slot"\n[scheduler]\npolicy = "fcfs"\n[server]\nkeepalive_s = 0.05\n'
-    )
-    return start_server("--profile", str(profile))
 
 
 def ask(client: OpenAI, messages: Any = SEA, **settings: Any) -> ChatCompletion:
@@ -308,10 +297,10 @@ def test_null_means_not_set(client: OpenAI) -> None:
 def test_a_queued_stream_is_kept_alive(narrow: Server) -> None:
     """While a stream waits for a slot, comments say so; then it runs as if nothing had been."""
     url = f"{narrow.base_url}/chat/completions"
-    with httpx.Client(timeout=60) as http, http.stream("POST", url, json=LONG | {"stream": True}) as running:
+    with httpx.Client(timeout=60) as http, http.stream("POST", url, json=ENDLESS) as running:
         alive = running.iter_lines()
         next(line for line in alive if line.startswith("data:"))
-        short = {"messages": SEA, "max_tokens": 2, "temperature": 0, "stream": True}
+        short = {"messages": SEA, "max_tokens": 2, "ignore_eos": True, "stream": True}
         with http.stream("POST", url, json=short) as waiting:
             lines = waiting.iter_lines()
             before = [next(line for line in lines if line) for _ in range(3)]
@@ -341,10 +330,9 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, streamed: bool) -> 
     server.wait_until(lambda: frame(server).totals.segments_cancelled == cancelled + 1, 10)
 
 
-def test_the_context_bounds_an_answer(narrow: Server, tmp_path: Path) -> None:
+def test_the_context_bounds_an_answer(small: Server) -> None:
     """Without a limit of its own an answer ends with `length` where the job's context ends."""
-    prompt = "word " * 420
-    body = {"messages": [{"role": "user", "content": prompt}], "ignore_eos": True, "temperature": 0}
-    answer = httpx.post(f"{narrow.base_url}/chat/completions", json=body, timeout=120).json()
+    body = {"messages": [{"role": "user", "content": "word " * 1900}], "ignore_eos": True}
+    answer = httpx.post(f"{small.base_url}/chat/completions", json=body, timeout=120).json()
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"]["total_tokens"] == 512
+    assert answer["usage"]["total_tokens"] == 2048

@@ -7,24 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Server, StartServer
+from tests.conftest import Server
 
 pytestmark = pytest.mark.e2e
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def small(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A server that takes one request at a time, of at most 1 MiB."""
-    profile = tmp_path_factory.mktemp("small") / "small.toml"
-    profile.write_text(
-        "[model]\ngpu_layers = 0\nthreads = 1\n[context]\nsize = 2048\nslots = 1\n"
-        "[server]\nmax_queue = 1\nmax_body_mib = 1\n"
-    )
-    return start_server("--profile", str(profile))
 
 
 @pytest.fixture

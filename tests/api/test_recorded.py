@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from astraea_local.frame import StateFrame
+from tests.api.conftest import profile
 from tests.conftest import Server, StartServer
 
 pytestmark = pytest.mark.e2e
@@ -45,11 +46,10 @@ class Reply:
 
 
 @pytest.fixture(scope="module")
-def busy(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """Its jobs have little room, because clients ask for 32,000 tokens and SmolLM2 would use them."""
-    profile = tmp_path_factory.mktemp("busy") / "busy.toml"
-    profile.write_text('[context]\nsize = 3072\nslots = 2\n[kv]\nlayout = "per_slot"\n')
-    return start_server("--profile", str(profile))
+def busy(start_server: StartServer, fast_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Its jobs have little room, because clients ask for 32,000 tokens and would get them."""
+    settings = '[context]\nsize = 3072\nslots = 2\n[kv]\nlayout = "per_slot"\n'
+    return start_server("--profile", profile(tmp_path_factory.mktemp("busy"), fast_path, settings))
 
 
 def replay(server: Server, client: str, name: str) -> Reply:
@@ -142,8 +142,8 @@ def test_claude_code_gets_its_events_and_its_agents_are_told_apart(busy: Server)
     assert set(counted) == {"input_tokens"}
 
 
-def test_claude_codes_titles_fit_their_schema(busy: Server) -> None:
-    events = replay(busy, "claude_code", "1-title").events
+def test_claude_codes_titles_fit_their_schema(roomy: Server) -> None:
+    events = replay(roomy, "claude_code", "1-title").events
     text = "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta")
     assert set(json.loads(text)) == {"title"}
 

@@ -5,9 +5,9 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +16,8 @@ import openai
 import pytest
 import trustme
 
-from astraea_local.bench.random_model import ShapeName
 from astraea_local.frame import JobRow, StateFrame
+from tests.api.conftest import TinyPath, profile
 from tests.conftest import Server, StartServer
 from tests.test_cli import run
 
@@ -30,16 +30,8 @@ ANN, BOB = "sk-ann-0123456789abcdef", "sk-bob-0123456789abcdef"
 SHORT = {"messages": HI, "max_tokens": 2, "ignore_eos": True}
 ENDLESS = {"messages": HI, "ignore_eos": True, "stream": True}
 
-TinyPath = Callable[[ShapeName], Path]
-
-
-def _profile(folder: Path, model: Path, server: str) -> str:
-    file = folder / "profile.toml"
-    file.write_text(
-        f'[model]\nsource = "{model}"\ngpu_layers = 0\nthreads = 1\n[context]\nsize = 65536\nslots = 2\n'
-        f"[kv]\nlayout = 'per_slot'\n[prediction]\nhistory = false\n[server]\n{server}"
-    )
-    return str(file)
+# For answers that never end.
+ROOM = "[context]\nsize = 65536\nslots = 2\n[kv]\nlayout = 'per_slot'\n"
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +41,43 @@ def keyed(start_server: StartServer, tiny_path: TinyPath, tmp_path_factory: pyte
     keys = folder / "keys"
     keys.write_text(f"ann: {ANN}\nbob: {BOB}\n")
     keys.chmod(0o600)
-    settings = 'max_queue_per_key = 1\ncors_origins = ["https://app.example"]\n'
-    profile = _profile(folder, tiny_path("tiny"), settings)
-    return start_server("--profile", profile, "--api-key-file", str(keys), "--verbose", "--host", "0.0.0.0")
+    settings = f'{ROOM}[server]\nmax_queue_per_key = 1\ncors_origins = ["https://app.example"]\n'
+    given = ("--profile", profile(folder, tiny_path("tiny"), settings), "--api-key-file", str(keys))
+    return start_server(*given, "--verbose", "--host", "0.0.0.0")
+
+
+@dataclass
+class Secure:
+    """A server that speaks https and logs prompts."""
+
+    url: str
+    server: Server
+    trusted: ssl.SSLContext
+
+    def is_healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", verify=self.trusted, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
 
 
 @pytest.fixture(scope="module")
-def strict(
+def secure(
     start_server: StartServer, tiny_path: TinyPath, tmp_path_factory: pytest.TempPathFactory
-) -> Server:
-    """A server that waits for nobody."""
-    settings = "request_timeout_s = 3.0\nread_timeout_s = 1.0\nslow_reader_s = 1.0\nmax_connections = 40\n"
-    return start_server("--profile", _profile(tmp_path_factory.mktemp("strict"), tiny_path("tiny"), settings))
+) -> Secure:
+    folder = tmp_path_factory.mktemp("secure")
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    given = ("--profile", profile(folder, tiny_path("tiny"), "[server]\nlog_prompts = true\n"))
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    server = start_server(*given, *tls, healthy=False)
+    trusted = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    made = Secure(server.url.replace("http://", "https://"), server, trusted)
+    server.wait_until(made.is_healthy, 120)
+    return made
 
 
 @pytest.fixture
@@ -211,12 +228,9 @@ def test_neither_keys_nor_prompts_are_ever_logged(ann: httpx.Client, keyed: Serv
     assert SECRET not in log
 
 
-def test_prompts_are_logged_when_asked_for(
-    start_server: StartServer, tiny_path: TinyPath, tmp_path: Path
-) -> None:
-    server = start_server("--profile", _profile(tmp_path, tiny_path("tiny"), "log_prompts = true\n"))
-    httpx.post(server.url + CHAT, json=SHORT, timeout=60).raise_for_status()
-    assert SECRET in server.log.read_text()
+def test_prompts_are_logged_when_asked_for(secure: Secure) -> None:
+    httpx.post(secure.url + CHAT, json=SHORT, verify=secure.trusted, timeout=60).raise_for_status()
+    assert SECRET in secure.server.log.read_text()
 
 
 def test_ps_uses_the_key_of_the_environment(keyed: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,35 +328,10 @@ def test_one_connection_too_many_is_told_so(strict: Server) -> None:
     strict.wait_until(strict.healthy)
 
 
-def test_https(start_server: StartServer, tiny_path: TinyPath, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    key.write_bytes(issued.private_key_pem.bytes())
-    trusted = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-    server = start_server(
-        *(
-            "--profile",
-            _profile(tmp_path, tiny_path("tiny"), ""),
-            "--tls-cert",
-            str(cert),
-            "--tls-key",
-            str(key),
-        ),
-        healthy=False,
-    )
-    url = server.url.replace("http://", "https://")
-
-    def healthy() -> bool:
-        try:
-            return httpx.get(f"{url}/health", verify=trusted, timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    server.wait_until(healthy, 120)
-    assert httpx.post(url + CHAT, json=SHORT, verify=trusted, timeout=60).status_code == 200
-    assert not server.healthy()
+def test_https(secure: Secure) -> None:
+    answer = httpx.post(secure.url + CHAT, json=SHORT, verify=secure.trusted, timeout=60)
+    assert answer.status_code == 200
+    assert not secure.server.healthy()
 
 
 @pytest.mark.parametrize(
