@@ -16,7 +16,9 @@ from datetime import datetime
 from typing import Any
 
 from astraea_local.api import sandbox_worker
-from astraea_local.api.sandbox_worker import TIME_S
+
+# Processor time of one rendering; a long conversation takes milliseconds.
+TIME_S = 5.0
 
 _COMMAND = (sys.executable, "-P", sandbox_worker.__file__)
 
@@ -36,9 +38,10 @@ class TemplateFailure(Exception):
 class Sandbox:
     """One compiled template in its process. Renderings wait for one another; any thread may ask."""
 
-    def __init__(self, source: str) -> None:
-        """Raises `TemplateFault`."""
+    def __init__(self, source: str, time_s: float = TIME_S) -> None:
+        """`time_s` is the processor time that one rendering may take. Raises `TemplateFault`."""
         self._source = source
+        self._time_s = time_s
         self._lock = threading.Lock()
         self._process = self._start()
 
@@ -54,7 +57,7 @@ class Sandbox:
             answer = _ask(self._process, line)
             if answer is None:
                 self._finalizer()
-                raise TemplateFailure(f"it takes longer than {TIME_S:g} s, or too much memory")
+                raise TemplateFailure(f"it takes longer than {self._time_s:g} s, or too much memory")
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
@@ -68,7 +71,7 @@ class Sandbox:
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            _COMMAND,
+            (*_COMMAND, str(self._time_s)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -19,14 +19,12 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Processor time of one rendering; a long conversation takes milliseconds.
-TIME_S = 5.0
 MEMORY_BYTES = 1 << 30
 MAX_CHARS = 32 << 20
 
 
-def main() -> None:
-    """Renders until the other end is closed. A rendering that takes too long ends the process by SIGPROF."""
+def main(time_s: float) -> None:
+    """Renders until the other end is closed; a rendering that takes longer ends the process by SIGPROF."""
     # macOS has the limit, but does not hold it.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -34,7 +32,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     clock = _Clock()
     source = json.loads(sys.stdin.readline())
-    _timed()
+    _limit(time_s)
     try:
         template = _environment(clock).from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -47,7 +45,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         clock.now = datetime.fromisoformat(request["now"])
-        _timed()
+        _limit(time_s)
         _answer(_render(template, request["context"]))
 
 
@@ -102,13 +100,13 @@ def _render(template: jinja2.Template, context: dict[str, Any]) -> dict[str, str
     return {"text": "".join(pieces)}
 
 
-def _timed() -> None:
+def _limit(time_s: float) -> None:
     # Whatever runs then, in Python or in C, is ended by the signal's default action.
-    signal.setitimer(signal.ITIMER_PROF, TIME_S)
+    signal.setitimer(signal.ITIMER_PROF, time_s)
 
 
 def _answer(message: dict[str, str]) -> None:
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    _limit(0)
     # ASCII only: half of a surrogate pair, which a client may send, has no other encoding.
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
@@ -144,4 +142,4 @@ def _refuse(message: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]))

@@ -26,7 +26,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
     ],
 )
 def test_a_template_without_end_is_ended(source: str) -> None:
-    sandbox = Sandbox(f"{{% if bad %}}{source}{{% endif %}}fine")
+    sandbox = Sandbox(f"{{% if bad %}}{source}{{% endif %}}fine", time_s=1)
     with pytest.raises(TemplateFailure):
         sandbox.render({"bad": True, "messages": [{"a": 1}]}, NOW)
     assert sandbox.render({"bad": False}, NOW) == "fine"

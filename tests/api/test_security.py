@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ import openai
 import pytest
 import trustme
 
+from astraea_local.api.auth import ApiKeys
+from astraea_local.api.server import ServeError, listen
 from astraea_local.frame import JobRow, StateFrame
+from astraea_local.profile import Profile, ProfileError, override
 from tests.api.conftest import TinyPath, profile
 from tests.conftest import Server, StartServer
 from tests.test_cli import run
@@ -241,15 +245,16 @@ def test_ps_uses_the_key_of_the_environment(keyed: Server, monkeypatch: pytest.M
 
 
 def test_a_request_that_takes_too_long_is_given_up(strict: Server) -> None:
-    with httpx.Client(base_url=strict.url, timeout=60) as client:
+    with httpx.Client(base_url=strict.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
-        answer = client.post(CHAT, json=ENDLESS | {"stream": False})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
-        assert answer.headers["x-should-retry"] == "false"
-        assert time.monotonic() - began > 2.5
+        whole = pool.submit(client.post, CHAT, json=ENDLESS | {"stream": False})
         with client.stream("POST", CHAT, json=ENDLESS) as running:
             last = [line for line in running.iter_lines() if line.startswith("data:")][-1]
         assert json.loads(last.removeprefix("data:"))["error"]["code"] == "request_timeout"
+        answer = whole.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+        assert answer.headers["x-should-retry"] == "false"
+        assert time.monotonic() - began > 2.5
         strict.wait_until(lambda: _is_idle(client))
 
 
@@ -334,16 +339,22 @@ def test_https(secure: Secure) -> None:
     assert not secure.server.healthy()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--tls-cert", "c.pem"), "server.tls_cert and server.tls_key belong together"),
-        (("--tls-cert", "c.pem", "--tls-key", "k.pem"), "c.pem: no such file"),
-        (("--api-key-file", "none"), "none: cannot read API keys"),
-        (("--host", "0.0.0.0"), "can be reached by other machines: give an API key"),
-    ],
-)
-def test_a_server_that_would_not_be_safe_does_not_start(options: tuple[str, ...], words: str) -> None:
+def test_a_server_that_would_not_be_safe_does_not_start() -> None:
+    options = ("--host", "0.0.0.0", "--api-key-file", "none")
     ended: subprocess.CompletedProcess[str] = run("serve", "--no-tui", "--port", "0", *options)
     assert ended.returncode == 2
-    assert words in ended.stderr.splitlines()[-1]
+    assert "none: cannot read API keys" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tls_cert": "c.pem"}, "server.tls_cert and server.tls_key belong together"),
+        ({"tls_cert": "c.pem", "tls_key": "k.pem"}, "c.pem: no such file"),
+        ({"host": "::"}, "can be reached by other machines: give an API key"),
+    ],
+)
+def test_settings_that_would_not_be_safe_are_refused(changes: dict[str, str], words: str) -> None:
+    given = {f"server.{name}": value for name, value in changes.items()}
+    with pytest.raises((ServeError, ProfileError), match=words):
+        listen(override(Profile(), given).server, ApiKeys())
