@@ -1,5 +1,6 @@
 """Fixtures that several folders share: models, and a running server."""
 
+import atexit
 import os
 import signal
 import socket
@@ -18,10 +19,12 @@ from astraea_local.bench import random_model
 from astraea_local.engine.binding import Model
 from astraea_local.model_source import resolve
 
-# Servers under test must neither read nor write what the user's own have learned.
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="astraea-state-")
-# Nor take over KV states that they parked.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="astraea-cache-")
+# Servers under test must neither read nor write what the user's own have learned, nor take over KV states
+# that they parked.
+_home = tempfile.TemporaryDirectory(prefix="astraea-tests-", ignore_cleanup_errors=True)
+atexit.register(_home.cleanup)
+os.environ["XDG_STATE_HOME"] = f"{_home.name}/state"
+os.environ["XDG_CACHE_HOME"] = f"{_home.name}/cache"
 
 _START_S = 120.0
 _STOP_S = 30.0

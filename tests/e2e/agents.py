@@ -34,7 +34,7 @@ async def run_agent(base_url: str, name: str, *, turns: int = 4, seed: int = 0, 
         {
             "role": "user",
             "content": f"I am {name}; my code word is {secret}. "
-            + " ".join(f"Line {i} of my file says {rng.randrange(1000)}." for i in range(30)),
+            + " ".join(f"Line {i} of my file says {rng.randrange(1000)}." for i in range(12)),
         },
     ]
     # The client's own retries are off, so that an error is seen here and judged.

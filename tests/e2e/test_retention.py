@@ -54,7 +54,7 @@ def serve(start_server: StartServer, tmp_path: Path) -> Callable[..., Server]:
 class Agents:
     """Agents that talk in turns, each in a thread of its own."""
 
-    def __init__(self, server: Server, count: int, calls: int = 4) -> None:
+    def __init__(self, server: Server, count: int, calls: int = 3) -> None:
         self.errors: list[str] = []
         self.usage: dict[int, list[tuple[int, int]]] = {i: [] for i in range(count)}
         self.calls = calls
@@ -78,7 +78,7 @@ class Agents:
                 answer = self._client.chat.completions.create(
                     model="default",
                     messages=messages,
-                    max_tokens=24,
+                    max_tokens=16,
                     temperature=0,
                     extra_body={"ignore_eos": True},
                     extra_headers={"X-Astraea-Job": f"agent-{number}"},
@@ -96,7 +96,7 @@ class Agents:
 
 
 def opening(number: int) -> str:
-    return f"You are agent {number}. " + "Describe the harbour, the ships and the wind of the day. " * 12
+    return f"You are agent {number}. " + "Describe the harbour, the ships and the wind of the day. " * 9
 
 
 def kv(server: Server) -> dict[str, Any]:

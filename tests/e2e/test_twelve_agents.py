@@ -13,13 +13,14 @@ from tests.e2e.agents import Log, run_agent
 pytestmark = pytest.mark.e2e
 
 AGENTS = 12
+TURNS = 3
 
 
 def _run_all(server: Server, *, retries: int = 0) -> list[Log]:
     async def everybody() -> list[Log]:
         return await asyncio.gather(
             *(
-                run_agent(server.base_url, f"agent{i}", turns=4, seed=i, retries=retries)
+                run_agent(server.base_url, f"agent{i}", turns=TURNS, seed=i, retries=retries)
                 for i in range(AGENTS)
             )
         )
@@ -38,8 +39,8 @@ def test_all_finish_with_their_own_conversation_and_cached_context(
     for log in logs:
         assert len(set(log.jobs)) == 1, f"{log.name} was taken for several jobs: {log.jobs}"
         # 1 system + 1 task, then answer and tool result in turns, ending with an answer.
-        assert len(log.messages) == 2 + 2 * 4 - 1
-        for turn in range(1, 4):
+        assert len(log.messages) == 2 + 2 * TURNS - 1
+        for turn in range(1, TURNS):
             before = log.prompts[turn - 1] + log.outputs[turn - 1]
             # All that was in KV when the last call ended, but for the last token and re-tokenized borders.
             assert log.cached[turn] >= before - 4, (log.name, turn, log.cached, log.prompts)
@@ -60,7 +61,7 @@ def test_every_agent_survives_the_death_of_the_engine(start_server: StartServer,
 
     async def kill_in_the_middle() -> list[Log]:
         agents = [
-            asyncio.create_task(run_agent(server.base_url, f"agent{i}", turns=3, seed=i, retries=5))
+            asyncio.create_task(run_agent(server.base_url, f"agent{i}", turns=TURNS, seed=i, retries=5))
             for i in range(AGENTS)
         ]
         async with httpx.AsyncClient(base_url=server.url) as client:

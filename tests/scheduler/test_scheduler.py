@@ -176,7 +176,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(deadline=None, max_examples=200, stateful_step_count=30)
+TestScheduler.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)
 
 _ARRIVALS = st.lists(
     st.tuples(
