@@ -165,13 +165,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     os.environ["XDG_STATE_HOME"] = state
                     sys.stderr.write(f"seed {seed}, {policy}: calibrating and serving\n")
                     rows.append(compare(seed, policy, calibration(args), args))
+                    if args.json is not None:
+                        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     except (ServerError, subprocess.CalledProcessError, OSError) as error:
         sys.stderr.write(f"simulator_check: {error}\n")
         failed = True
     if rows:
         print(table(rows))
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 1 if failed or any(row["errors"] for row in rows) else 0
 
 
