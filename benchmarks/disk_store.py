@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from astraea_local.engine.kv import arena
 from astraea_local.engine.kv.disk import DiskStore, Read, Written
 from astraea_local.engine.kv.files import Bytes, ModelIdentity, PartHeader
 
@@ -23,7 +24,6 @@ _EXAMPLE = """example:
 """
 _ID = "0" * 32
 _PIECE = 1 << 19
-_PAGE = 4096
 
 
 def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, float]:
@@ -68,16 +68,6 @@ def stored(store: DiskStore, data: Bytes, into: Bytes, tokens: int, *, cold: boo
     return written, read
 
 
-def paged(size: int) -> Bytes:
-    """A buffer in use that begins with a page.
-
-    numpy's begin 16 bytes later, with which some CPUs copy from a page at less than half their speed.
-    """
-    whole = np.ones(size + _PAGE, np.uint8)
-    start = -whole.ctypes.data % _PAGE
-    return whole[start : start + size]
-
-
 def wait(store: DiskStore, wanted: type[Written | Read]) -> None:
     """Returns when the store reports success; ends the program when it reports failure."""
     while not (events := store.poll()):
@@ -96,7 +86,8 @@ def forget(path: Path) -> None:
 
 def measure(folder: Path, size: int, repeats: int, *, cold: bool) -> dict[str, tuple[float, float]]:
     """Median seconds of write and read by `plain` and `store`; the first round is not counted."""
-    data, into = paged(size), paged(size)
+    data, into = arena.plain(size), arena.plain(size)
+    into[:] = 1  # mapped
     data[:] = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "store": []}
     identity = ModelIdentity("benchmark", "f16", "f16", False, "rows", "any", "0")

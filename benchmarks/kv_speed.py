@@ -20,7 +20,7 @@ import numpy as np
 
 from astraea_local.engine.binding import Batch, Context, ContextParams, Model
 from astraea_local.engine.core import EngineCore
-from astraea_local.engine.kv.arena import BufferArena
+from astraea_local.engine.kv.arena import BufferArena, plain
 from astraea_local.engine.kv.parts import PartTree, path
 from astraea_local.engine.kv.transfer import Transfer
 from astraea_local.engine.messages import Submit
@@ -41,7 +41,7 @@ def copies(model: Model, *, unified: bool, tokens: int, repeats: int, threads: i
         started = time.perf_counter()
         _compute(context, batch, text[:tokens])
         figures["prefill_s"] = [time.perf_counter() - started]
-        other = np.empty(2 * context.state_size(0), dtype=np.uint8)
+        other = plain(2 * context.state_size(0))
         for turn in range(repeats + 1):
             tree = PartTree()
             began = time.perf_counter()
@@ -98,6 +98,7 @@ def stalls(model: Model, layout: str, threads: int, rounds: int) -> dict[str, fl
         talks = [rng.integers(100, 40_000, 1500).astype(np.int32) for _ in range(6)]
         stream = np.arange(200, 264, dtype=np.int32)
         for turn in range(rounds):
+            sys.stderr.write(f"\r{layout}: stalls, round {turn + 1} of {rounds} ")
             number += 1
             core.submit(Submit(number, "stream", stream, 60, greedy, ignore_eos=True))
             number += 1
@@ -111,6 +112,7 @@ def stalls(model: Model, layout: str, threads: int, rounds: int) -> dict[str, fl
         moved = [1000 * s for s in spent if s > 1e-4]
         stats = core.residency.store.stats
         core.close()
+    sys.stderr.write("\n")
     return {
         "steps": len(spent),
         "steps_with_moves": len(moved),
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--tokens", type=int, default=2000, help="of the context (default: %(default)s)")
     add("--repeats", type=int, default=7, help="default: %(default)s")
     add("--threads", type=int, default=2, help="default: %(default)s")
-    add("--rounds", type=int, default=24, help="of the stall measurement (default: %(default)s)")
+    add("--rounds", type=int, default=20, help="of the stall measurement (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
     found: dict[str, Any] = {}
@@ -145,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 repeats=args.repeats,
                 threads=args.threads,
             )
-            sys.stderr.write(f"{layout}: stalls\n")
             found[layout] = {**one, **stalls(model, layout, args.threads, args.rounds)}
     print("| | per_slot | unified |\n|---|---:|---:|")
     rows: dict[str, Callable[[dict[str, float]], str]] = {

@@ -4,15 +4,16 @@ example:
   python benchmarks/simulator_check.py --policies fcfs,astraea_paper,astraea --repeats 3
 
 Calibrates, then takes turns: every policy serves the agents of a seed over HTTP, with an empty history, and
-is then simulated with the token counts that the server reported and the calibrated speeds, their height
-corrected by what the server observed (front and clients share its cores; the shape stays). Machines drift
-within minutes, so it calibrates before every run.
+is then simulated with the token counts that the server reported and the calibrated speeds. Their shape stays;
+their height is what the server observed on average during the run, because front and clients share its
+cores, and because machines drift within minutes.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from side_by_side import ServerError, astraea_command, free_port, server
 from astraea_local.bench.coding import Agent, workload
 from astraea_local.bench.experiment import Setting, simulate
 from astraea_local.bench.machine import calibrated
-from astraea_local.bench.replay import AgentResult, complete, open_client, run
+from astraea_local.bench.replay import AgentResult, Result, complete, open_client, run
 from astraea_local.bench.workloads import Call, SimJob
 from astraea_local.calibration import Calibration
 from astraea_local.frame import StateFrame
@@ -66,19 +67,14 @@ def as_simulated(agents: Sequence[Agent], results: Sequence[AgentResult]) -> lis
 def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace) -> dict[str, Any]:
     """One real and one simulated run: mean and p95 JCT of both, seconds."""
     agents = workload(seed, agents=args.agents, rate=args.rate, context_limit=args.context_limit)
+    machine = calibrated(found)
     port = free_port()
     named = argparse.Namespace(**{**vars(args), "policy": policy, "serve_args": ""})
     with server(astraea_command(resolve("demo"), port, named), port) as url:
         asyncio.run(_warm_up(url))
-        real = asyncio.run(run(url, agents, headers="session"))
-        state = httpx.get(f"{url.removesuffix('/v1')}/astraea/v1/state", timeout=10).raise_for_status()
-    seen = StateFrame.model_validate_json(state.content).speed
+        real, (prefill, decode) = asyncio.run(_observed(url, agents, machine.speeds))
     profile = load(args.profile)
     step_s = profile.scheduler.max_step_ms / 1000
-    machine = calibrated(found)
-    # What the server corrected online: front and clients take their share of the same cores.
-    prefill = machine.speeds.prefill_rate(0) / seen.prefill_tokens_s
-    decode = seen.decode_step_s / machine.speeds.decode_step(1, 0)
     speeds = slower(machine.speeds, prefill, decode)
     machine = replace(machine, speeds=speeds, max_step_s=step_s, signals_end=False)
     setting = Setting(policy, machine, profile.scheduler, retention="adaptive", exact_limits=True)
@@ -111,6 +107,34 @@ def slower(speeds: Speeds, prefill: float, decode: float) -> Speeds:
         step_segment_s=speeds.step_segment_s * decode,
         step_token_s=speeds.step_token_s * decode,
     )
+
+
+async def _observed(url: str, agents: Sequence[Agent], speeds: Speeds) -> tuple[Result, tuple[float, float]]:
+    """A run, and how many times as long as `speeds` say prefill and decode steps took, geometric means."""
+    samples: list[tuple[float, float]] = []
+
+    async def watch() -> None:
+        async with httpx.AsyncClient(timeout=30.0, trust_env=False) as http:
+            while True:
+                answer = await http.get(f"{url.removesuffix('/v1')}/astraea/v1/state")
+                frame = StateFrame.model_validate_json(answer.raise_for_status().content)
+                live = [slot.tokens for slot in frame.slots if slot.segment is not None]
+                expected = speeds.decode_step(max(1, len(live)), sum(live))
+                if live:
+                    seen = frame.speed
+                    samples.append(
+                        (speeds.prefill_rate(0) / seen.prefill_tokens_s, seen.decode_step_s / expected)
+                    )
+                await asyncio.sleep(1.0)
+
+    watching = asyncio.create_task(watch())
+    try:
+        result = await run(url, agents, headers="session")
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    prefill, decode = (statistics.geometric_mean(column) for column in zip(*samples, strict=True))
+    return result, (prefill, decode)
 
 
 async def _warm_up(url: str) -> None:
@@ -158,13 +182,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     failed = False
     try:
-        for seed in range(args.seed, args.seed + args.repeats):
-            for policy in args.policies.split(","):
-                # A history of its own for each run: the simulated predictor knows nothing either.
-                with tempfile.TemporaryDirectory() as state:
-                    os.environ["XDG_STATE_HOME"] = state
-                    sys.stderr.write(f"seed {seed}, {policy}: calibrating and serving\n")
-                    rows.append(compare(seed, policy, calibration(args), args))
+        with tempfile.TemporaryDirectory() as measured:
+            os.environ["XDG_STATE_HOME"] = measured
+            sys.stderr.write("calibrating\n")
+            found = calibration(args)
+            for seed in range(args.seed, args.seed + args.repeats):
+                for policy in args.policies.split(","):
+                    # A history of its own for each run: the simulated predictor knows nothing either.
+                    with tempfile.TemporaryDirectory() as state:
+                        shutil.copytree(measured, state, dirs_exist_ok=True)
+                        os.environ["XDG_STATE_HOME"] = state
+                        sys.stderr.write(f"seed {seed}, {policy}\n")
+                        rows.append(compare(seed, policy, found, args))
                     if args.json is not None:
                         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     except (ServerError, subprocess.CalledProcessError, OSError) as error:

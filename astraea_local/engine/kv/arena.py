@@ -13,6 +13,7 @@ from astraea_local.engine.binding import Bytes
 
 _logger = logging.getLogger(__name__)
 
+_PAGE = 4096
 _SMALLEST = 1 << 16
 _STEPS = 8
 _LARGEST = 1.5
@@ -21,8 +22,13 @@ Allocate = Callable[[int], Bytes]
 
 
 def plain(size: int) -> Bytes:
-    """Ordinary memory."""
-    return np.empty(size, dtype=np.uint8)
+    """Ordinary memory that begins with a page.
+
+    numpy's begin 16 bytes later, with which some CPUs copy to and from pages at less than half their speed.
+    """
+    whole = np.empty(size + _PAGE, dtype=np.uint8)
+    start = -whole.ctypes.data % _PAGE
+    return whole[start : start + size]
 
 
 def page_locked() -> Allocate | None:
