@@ -1,5 +1,6 @@
 """Models and servers that several of these modules share."""
 
+import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +32,15 @@ def profile(folder: Path, model: Path, more: str = "", of_model: str = "") -> st
 
 @pytest.fixture
 def swept() -> Iterator[None]:
-    """For tests whose clients leave sockets to the garbage collector, and that ignore its warning.
+    """For tests whose clients leave sockets and event loops behind, and that ignore the warnings.
 
     Collected later, within a test that does not, they would fail that one.
     """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     yield
+    asyncio.set_event_loop(None)
+    loop.close()
     gc.collect()
 
 

@@ -135,15 +135,26 @@ class FinalAnswer(Tool):  # type: ignore[misc]
 
 
 def test_smolagents(roomy: Server, note: Callable[[str], str]) -> None:
-    model = OpenAIModel(
-        "local", api_base=roomy.base_url, api_key="none", parallel_tool_calls=False, **SETTINGS
+    def chosen(name: str) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": name}}
+
+    def answer_next(_step: ActionStep, agent: ToolCallingAgent) -> None:
+        agent.model.kwargs["tool_choice"] = chosen("final_answer")
+
+    settings = SETTINGS | {"parallel_tool_calls": False, "tool_choice": chosen("read_note")}
+    model = OpenAIModel("local", api_base=roomy.base_url, api_key="none", **settings)
+    agent = ToolCallingAgent(
+        tools=[ReadNote(note), FinalAnswer()],
+        model=model,
+        max_steps=2,
+        step_callbacks=[answer_next],
+        verbosity_level=0,
     )
-    tools = [ReadNote(note), FinalAnswer()]
-    agent = ToolCallingAgent(tools=tools, model=model, max_steps=3, verbosity_level=0)
-    agent.run("Who keeps the lighthouse? Read the note.")
+    assert agent.run("Who keeps the lighthouse? Read the note.") in ("Marigold", "unknown")
     steps = [step for step in agent.memory.steps if isinstance(step, ActionStep)]
-    assert [step.error for step in steps] == [None] * len(steps)
-    calls = [call for step in steps for call in step.tool_calls or []]
-    print(calls, [s.observations for s in steps])
-    assert calls
-    assert {call.name for call in calls} <= {"read_note", "final_answer"}
+    assert [step.error for step in steps] == [None, None]
+    assert [[call.name for call in step.tool_calls or []] for step in steps] == [
+        ["read_note"],
+        ["final_answer"],
+    ]
+    assert "Marigold" in (steps[0].observations or "")
