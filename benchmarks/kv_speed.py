@@ -101,6 +101,8 @@ def stalls(model: Model, layout: str, threads: int, rounds: int) -> dict[str, fl
             sys.stderr.write(f"\r{layout}: stalls, round {turn + 1} of {rounds} ")
             number += 1
             core.submit(Submit(number, "stream", stream, 60, greedy, ignore_eos=True))
+            while not any(run.output for run in core.runs.values()):
+                core.step()
             number += 1
             talk = talks[turn % len(talks)]
             core.submit(Submit(number, f"job-{turn % len(talks)}", talk, 2, greedy, ignore_eos=True))

@@ -24,6 +24,8 @@ from astraea_local.scheduler.speeds import Speeds
 
 # Below this, moving KV about is not worth the trouble of doing it.
 _MIN_REUSE = 16
+# Copying into memory that was never used takes so many times as long: the system has to find it first.
+_FRESH = 8
 
 
 class Facts(Protocol):
@@ -300,9 +302,12 @@ class Placer:
         `ahead`: its place is not needed yet.
         """
         speeds = self._facts.speeds()
-        token_s = speeds.kv_token_bytes / speeds.save_bytes_s
         while True:
             tokens = sequence.tokens.view()
+            token_s = speeds.kv_token_bytes / speeds.save_bytes_s
+            left = len(tokens) - self._store.covered(tokens)
+            if not self._store.arena.reuses(int(left * speeds.kv_token_bytes)):
+                token_s *= _FRESH
             most = stall.tokens(token_s)
             if not stall.allows(token_s * (len(tokens) if most is None else most)):
                 return Parking.MORE

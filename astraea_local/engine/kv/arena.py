@@ -69,11 +69,13 @@ class BufferArena:
         """Whether `acquire` would find room."""
         return self.allocated - self.idle_bytes + size <= self.budget
 
+    def reuses(self, size: int) -> bool:
+        """Whether `acquire` would give memory that was used before."""
+        return bool(self._fitting(size))
+
     def acquire(self, size: int) -> Bytes | None:
         """A buffer of at least `size` bytes, or None when the budget does not allow one."""
-        # One that is much too large would be lost to the large states for as long as the small one stays.
-        fitting = [b for b in self._free if size <= len(b) <= max(_SMALLEST, _LARGEST * size)]
-        if fitting:
+        if fitting := self._fitting(size):
             best = min(fitting, key=len)
             self._free = [b for b in self._free if b is not best]
             return best
@@ -94,6 +96,10 @@ class BufferArena:
         """Frees every buffer that nobody uses."""
         self.allocated -= self.idle_bytes
         self._free.clear()
+
+    def _fitting(self, size: int) -> list[Bytes]:
+        # One that is much too large would be lost to the large states for as long as the small one stays.
+        return [b for b in self._free if size <= len(b) <= max(_SMALLEST, _LARGEST * size)]
 
     def _make_room(self, want: int) -> None:
         # What is free does not fit this caller: give it back before saying no.
