@@ -19,9 +19,9 @@ from astraea_local.profile import Profile, shipped
 from tests.conftest import Server, free_port
 from tests.test_history import SEGMENT
 
-COMMANDS = ["", "serve", "ps", "policy", "calibrate", "predictor", "predictor report", "bench", "bench sim"]
+COMMANDS = ["", "serve", "top", "ps", "policy", "calibrate", "predictor", "predictor report"]
 COMMANDS += ["job", "job pin", "job unpin", "job park", "job drop", "job cancel", "job priority"]
-COMMANDS += ["scheduler", "scheduler pause", "scheduler resume", "history"]
+COMMANDS += ["scheduler", "scheduler pause", "scheduler resume", "history", "bench", "bench sim"]
 COMMANDS += ["profiles", "profiles list", "profiles show", "profiles check", "doctor"]
 
 

@@ -40,18 +40,20 @@ def serve_with_ui(profile: Profile, arguments: Sequence[str], api_key: str | Non
     host = profile.server.host
     port = profile.server.port or _free_port(host)
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+    certificate = Path(profile.server.tls_cert) if profile.server.tls_cert else None
+    scheme = "http" if certificate is None else "https"
+    url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}"
     child = ServerChild([*arguments, "--port", str(port)], _log_file(port))
     try:
-        answer = watch_server(url, api_key, host=child)
+        answer = watch_server(url, api_key, host=child, certificate=certificate)
     except BaseException:
         child.stop()
         raise
     if answer == "leave" and child.leave():
         err.print(f"the server goes on at {url}; its log is {child.log}", soft_wrap=True)
-        err.print(
-            f"see it with `astraea-local top {url}`, stop it with `kill -INT {child.pid}`", soft_wrap=True
-        )
+        key = "" if api_key is None else " and an API key in ASTRAEA_API_KEY"
+        see = f"see it with `astraea-local top {url}`{key}"
+        err.print(f"{see}, stop it with `kill -INT {child.pid}`", soft_wrap=True)
         return
     if answer == "ended":
         code = child.stop()

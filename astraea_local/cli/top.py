@@ -1,6 +1,7 @@
 """`astraea-local top`: the terminal UI on a running server, a recording, or a mock."""
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +10,11 @@ import typer
 
 from astraea_local.cli.app import app
 from astraea_local.cli.shared import DEFAULT_URL, err, fail, out
-from astraea_local.tui.source import LEAST_INTERVAL_S, MOST_INTERVAL_S
+from astraea_local.tui.pace import INTERVAL_S, LEAST_INTERVAL_S, MOST_INTERVAL_S
 
 if TYPE_CHECKING:
+    import httpx
+
     from astraea_local.frame import StateFrame
     from astraea_local.tui.actions import Control
     from astraea_local.tui.app import Host
@@ -36,7 +39,7 @@ def top(
     interval: Annotated[
         float,
         typer.Option(min=LEAST_INTERVAL_S, max=MOST_INTERVAL_S, help="Least seconds between frames."),
-    ] = 0.25,
+    ] = INTERVAL_S,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="ASTRAEA_API_KEY", show_envvar=True, help="If the server wants one."),
@@ -49,12 +52,29 @@ def top(
         fail("--record needs a running server and the UI: leave out --once, --mock and --replay")
     if as_json and not once:
         fail("--json goes with --once; a stream of frames is at /astraea/v1/events")
+    api_key = _key_in(api_key)
+    if not mock and replay is None:
+        _check(url, api_key)
     if once:
         show_once(_one_frame(url, api_key, replay, mock=mock), as_json=as_json)
     elif not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
         fail("there is no terminal to draw on: use --once, or --once --json")
     else:
         _watch(url, api_key, record, replay, mock=mock, readonly=readonly, interval=interval)
+
+
+def _key_in(text: str | None) -> str | None:
+    """The first key of what a server takes too: `KEY` or `NAME:KEY`, several with spaces between them."""
+    return next((entry.rpartition(":")[2] for entry in (text or "").split()), None)
+
+
+def _check(url: str, api_key: str | None) -> None:
+    from astraea_local.tui.connection import is_address
+
+    if not is_address(url):
+        fail(f"{url}: not the address of a server: write it as {DEFAULT_URL}")
+    if not (api_key or "").isascii():
+        fail("--api-key: a key is printable ASCII, as the server's own are")
 
 
 def show_once(frame: "StateFrame", *, as_json: bool) -> None:
@@ -78,19 +98,32 @@ def _one_frame(url: str, api_key: str | None, replay: Path | None, *, mock: bool
     try:
         return asyncio.run(_fetched(url, api_key)) if replay is None else _last_frame(replay)
     except RecordError as error:
-        fail(str(error), code=1)
+        fail(str(error), code=1 if replay is None else 2)
 
 
 async def _fetched(url: str, api_key: str | None) -> "StateFrame":
     import httpx
 
-    from astraea_local.tui.source import newest, open_client, reason
+    from astraea_local.tui.connection import reason, tls_fault
+    from astraea_local.tui.source import newest
 
     try:
-        async with open_client(url, api_key) as client:
+        async with _client(url, api_key) as client:
             return await newest(client)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.ConnectError as error:
+        remedy = "" if tls_fault(error) else ": start one with `astraea-local serve`"
+        fail(f"{url}: {reason(error)}{remedy}", code=1)
+    except httpx.HTTPError as error:
         fail(f"{url}: {reason(error)}", code=1)
+
+
+def _client(url: str, api_key: str | None, certificate: Path | None = None) -> "httpx.AsyncClient":
+    from astraea_local.tui.connection import open_client
+
+    try:
+        return open_client(url, api_key, certificate)
+    except OSError as error:
+        fail(f"{certificate or 'SSL_CERT_FILE'}: not a certificate in PEM form: {error}")
 
 
 def _last_frame(file: Path) -> "StateFrame":
@@ -152,19 +185,18 @@ def watch_server(
     recorder: "Recorder | None" = None,
     *,
     readonly: bool = False,
-    interval: float = 0.25,
+    interval: float = INTERVAL_S,
     host: "Host | None" = None,
+    certificate: Path | None = None,
 ) -> str | None:
-    """Runs the UI on a server until it is left; what `AstraeaApp` returns."""
-    import httpx
+    """Runs the UI on a server until it is left; what `AstraeaApp` returns.
 
+    `host` and `certificate` are those of a server that was started with this UI.
+    """
     from astraea_local.tui.actions import HttpControl
-    from astraea_local.tui.source import HttpSource, open_client
+    from astraea_local.tui.source import HttpSource
 
-    try:
-        client = open_client(url, api_key)
-    except (httpx.InvalidURL, ValueError) as error:
-        fail(f"{url}: not a URL ({error}): write http://127.0.0.1:8080")
+    client = _client(url, api_key, certificate)
     on_raw = None if recorder is None else recorder.write
     source = HttpSource(url, client, interval=interval, on_raw=on_raw, starting=host is not None)
     return run_ui(source, HttpControl(client, readonly=readonly), host=host)
@@ -172,6 +204,9 @@ def watch_server(
 
 def run_ui(source: "Source", control: "Control", *, host: "Host | None" = None) -> str | None:
     """Runs the UI; what `AstraeaApp` returns. A wrong file of keys ends the command before."""
+    # What is loaded here stays: looking through it for garbage would delay the first picture, and stop the
+    # screen for a tenth of a second now and then.
+    gc.disable()
     from astraea_local.tui import keys
     from astraea_local.tui.app import AstraeaApp, yield_to_others
 
@@ -180,6 +215,8 @@ def run_ui(source: "Source", control: "Control", *, host: "Host | None" = None) 
         ui = AstraeaApp(source, control, keys=keys.load(file), keys_path=file, host=host)
     except keys.KeysError as error:
         fail(str(error))
+    gc.freeze()
+    gc.enable()
     yield_to_others()
     answer = ui.run()
     if ui.return_code:

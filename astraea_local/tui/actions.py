@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from astraea_local.job_detail import JobDetail
 from astraea_local.past_jobs import Page, Query
-from astraea_local.tui.source import message_of
+from astraea_local.tui.connection import message_of
 
 JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
 Verb = (

@@ -18,6 +18,7 @@ from astraea_local.tui import themes
 from astraea_local.tui.actions import PRIORITIES, Action, ActionError, Control, JobVerb
 from astraea_local.tui.advisor import advise
 from astraea_local.tui.keys import KEYS, KeysError, KeysFile, binding
+from astraea_local.tui.pace import LEAST_INTERVAL_S, MOST_INTERVAL_S
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.screens.confirm import Confirm, Pick, Resize
 from astraea_local.tui.screens.help import Help
@@ -25,7 +26,7 @@ from astraea_local.tui.screens.history import History
 from astraea_local.tui.screens.job import JobScreen
 from astraea_local.tui.screens.kv_map import KvMap
 from astraea_local.tui.screens.overview import Overview
-from astraea_local.tui.source import LEAST_INTERVAL_S, MOST_INTERVAL_S, Link, Source
+from astraea_local.tui.source import Link, Source
 from astraea_local.tui.view import View
 
 _INTERVALS = (LEAST_INTERVAL_S, 0.25, 0.5, 1.0, 2.0, 5.0, MOST_INTERVAL_S)

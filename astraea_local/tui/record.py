@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from astraea_local.frame import FRAME_VERSION, StateFrame
 
+_REMEDY = "make one with `astraea-local top --record`"
+
 
 class RecordError(Exception):
     """A recording that cannot be written or read; the message is one line naming the file and the remedy."""
@@ -30,7 +32,8 @@ class Recorder:
         except FileExistsError:
             raise RecordError(f"{path}: exists already: choose another name or remove it") from None
         except OSError as error:
-            raise RecordError(f"{path}: cannot be written: {error.strerror}") from None
+            text = f"{path}: cannot be written: {error.strerror}: choose another place"
+            raise RecordError(text) from None
         self._raw = raw
         self._file = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
 
@@ -68,7 +71,9 @@ class Recording:
         self._offsets = list(_lines(self._plain))
         try:
             if not self._offsets:
-                raise RecordError(f"{path}: has no complete frame: record with `astraea-local top --record`")
+                raise RecordError(f"{path}: has no complete frame: {_REMEDY}")
+            if self._line(0)[:1] != b"{":
+                raise RecordError(f"{path}: not a recording: {_REMEDY}")
             self.frame(0)
         except RecordError:
             self._plain.close()
@@ -79,9 +84,12 @@ class Recording:
 
     def frame(self, index: int) -> StateFrame:
         """That frame. Raises `RecordError` for a line that is none of this version."""
+        return parse(self._line(index), f"{self.path}:{index + 1}")
+
+    def _line(self, index: int) -> bytes:
         start, end = self._offsets[index]
         self._plain.seek(start)
-        return parse(self._plain.read(end - start), f"{self.path}:{index + 1}")
+        return self._plain.read(end - start)
 
     def close(self) -> None:
         """Closes the file."""
@@ -103,7 +111,7 @@ class Recording:
             # Seeking in gzip means reading from its beginning.
             return io.BytesIO(_unpacked(path))
         except OSError as error:
-            raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise RecordError(f"{path}: cannot be read: {error.strerror or error}: {_REMEDY}") from None
 
 
 def parse(data: bytes, where: str) -> StateFrame:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,18 +9,14 @@ from typing import Literal, Protocol
 import httpx
 
 from astraea_local.frame import StateFrame
+from astraea_local.tui.connection import reason, tls_fault
+from astraea_local.tui.pace import INTERVAL_S, MOST_INTERVAL_S
 from astraea_local.tui.record import RecordError, Recording, parse
 
-INTERVAL_S = 0.25
-"""The server sends at most four frames a second."""
-LEAST_INTERVAL_S = 0.1
-MOST_INTERVAL_S = 10.0
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 8.0
-_CONNECT_S = 3.0
-_SILENCE_S = 8.0
 _LOADING_POLL_S = 0.5
 
 
@@ -66,7 +61,8 @@ class HttpSource:
         on_raw: Callable[[bytes], None] | None = None,
         starting: bool = False,
     ) -> None:
-        """`on_raw` gets every frame's JSON, also those that come faster than they are shown.
+        """`on_raw` gets every frame's JSON, also those that come faster than they are shown; a `RecordError`
+        of its own is told and ends that.
 
         `starting`: the server was started just now, so that no answer is no news at first.
         """
@@ -74,7 +70,8 @@ class HttpSource:
         self.interval = interval
         self._client = client
         self._on_raw = on_raw
-        self._newest: str | None = None
+        self._unrecorded = ""
+        self._newest: bytes | None = None
         self._starting = starting
         self._link = Link("connecting", "the server is starting" if starting else f"connecting to {url}")
         self._link_changed = asyncio.Event()
@@ -109,15 +106,14 @@ class HttpSource:
             try:
                 await self._until_loaded()
                 async for data in self._stream():
-                    self._tell(Link("live"))
+                    self._record(data)
+                    self._tell(Link("live", self._unrecorded))
                     delay = _FIRST_RETRY_S
                     self._newest = data
                     self._news.set()
-                    if self._on_raw is not None:
-                        self._on_raw(data.encode())
                 why = "the server ended the connection"
             except httpx.ConnectError as error:
-                if self._starting:
+                if self._starting and not tls_fault(error):
                     await asyncio.sleep(_LOADING_POLL_S)
                     continue
                 why = reason(error)
@@ -126,6 +122,16 @@ class HttpSource:
             self._tell(Link("lost", f"{why}; trying again"))
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_RETRY_S)
+
+    def _record(self, data: bytes) -> None:
+        if self._on_raw is None:
+            return
+        try:
+            self._on_raw(data)
+        except RecordError as error:
+            # A full disk ends the recording, not the watching.
+            self._on_raw = None
+            self._unrecorded = str(error)
 
     async def _until_loaded(self) -> None:
         """Waits while the model loads: the event stream is silent until then."""
@@ -136,18 +142,19 @@ class HttpSource:
                 body = health.json()
             except ValueError:
                 return
-            if health.status_code != httpx.codes.SERVICE_UNAVAILABLE or body.get("status") != "loading":
+            loading = isinstance(body, dict) and body.get("status") == "loading"
+            if health.status_code != httpx.codes.SERVICE_UNAVAILABLE or not loading:
                 return
             self._tell(Link("loading", f"loading the model, {body.get('progress', 0):.0%}"))
             await asyncio.sleep(_LOADING_POLL_S)
 
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _stream(self) -> AsyncIterator[bytes]:
         async with self._client.stream("GET", "/astraea/v1/events") as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data:"):
+            async for line in _lines(response.aiter_bytes()):
+                if line.startswith(b"data:"):
                     yield line[5:].strip()
 
     def _tell(self, link: Link) -> None:
@@ -155,14 +162,6 @@ class HttpSource:
             self._link = link
             self._news.set()
             self._link_changed.set()
-
-
-def open_client(url: str, api_key: str | None) -> httpx.AsyncClient:
-    """A client for everything the UI asks; gives up on a server that is silent. Raises `httpx.InvalidURL`."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
-    # trust_env: a proxy from the environment cannot reach this computer's own server.
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
 async def newest(client: httpx.AsyncClient) -> StateFrame:
@@ -256,32 +255,19 @@ class ReplaySource:
         return Link("live", f"{mark} recording {where} ×{transport.speed:g}")
 
 
-def _frame_or_link(raw: str, name: str) -> Update:
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines that end with a newline; those of httpx also end at characters that names may have in them."""
+    begun: list[bytes] = []
+    async for piece in pieces:
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun)
+            begun = [other]
+
+
+def _frame_or_link(raw: bytes, name: str) -> Update:
     try:
-        return parse(raw.encode(), name)
+        return parse(raw, name)
     except RecordError as error:
         return Link("lost", str(error))
-
-
-def reason(error: Exception) -> str:
-    """What an error of httpx means to a user, one line."""
-    if isinstance(error, httpx.HTTPStatusError):
-        status = error.response.status_code
-        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            return "the server wants an API key: give --api-key or set ASTRAEA_API_KEY"
-        if status == httpx.codes.NOT_FOUND:
-            return "this is not an astraea-local server"
-        return message_of(error.response)
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return "no server answers"
-    if isinstance(error, httpx.ReadTimeout):
-        return f"the server said nothing for {_SILENCE_S:.0f} s"
-    return f"the connection broke ({type(error).__name__})"
-
-
-def message_of(response: httpx.Response) -> str:
-    """What an error body says, else the status."""
-    try:
-        return str(json.loads(response.content)["error"]["message"])
-    except (ValueError, KeyError, TypeError, httpx.ResponseNotRead):
-        return f"the server answered with HTTP {response.status_code}"

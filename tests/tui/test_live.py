@@ -13,11 +13,12 @@ from textual.widgets import Input
 from astraea_local.frame import JobRow, StateFrame
 from astraea_local.tui.actions import HttpControl
 from astraea_local.tui.app import AstraeaApp
+from astraea_local.tui.connection import open_client
 from astraea_local.tui.panels.table import Table
 from astraea_local.tui.screens.confirm import Pick, Resize
 from astraea_local.tui.screens.history import History
 from astraea_local.tui.screens.job import JobScreen
-from astraea_local.tui.source import HttpSource, open_client
+from astraea_local.tui.source import HttpSource
 from tests.conftest import Server, StartServer
 from tests.tui.driving import text, until
 

@@ -45,8 +45,9 @@ def test_an_older_file_is_not_overwritten(tmp_path: Path) -> None:
         (b"", "no complete frame"),
         (b'{"frame_version": 99}\n', "frame version 99, this program knows 2: upgrade this"),
         (b'{"frame_version": 1}\n', "upgrade the server"),
-        (b"hello\n", "not a StateFrame"),
-        (b"[1]\n", "not a StateFrame"),
+        (b"{}\n", "not a StateFrame"),
+        (b"hello\n", "not a recording: make one with `astraea-local top --record`"),
+        (b"[1]\n", "not a recording"),
     ],
 )
 def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes, words: str) -> None:

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from astraea_local.frame import StateFrame
-from astraea_local.tui.record import Recorder, Recording
-from astraea_local.tui.source import HttpSource, Link, ReplaySource, Transport, Update, newest, reason
+from astraea_local.tui.connection import reason
+from astraea_local.tui.record import Recorder, RecordError, Recording
+from astraea_local.tui.source import HttpSource, Link, ReplaySource, Transport, Update, newest
 from tests.tui.driving import frames, world
 
 FRAMES = frames(world(), 6)
@@ -90,6 +91,24 @@ async def test_all_frames_are_recorded_also_those_that_are_skipped() -> None:
     client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(server))
     await collect(HttpSource("x", client, interval=0.05, on_raw=raw.append).updates(), FRAMES[-1])
     assert [StateFrame.model_validate_json(data) for data in raw] == FRAMES
+
+
+async def test_a_recording_that_ends_is_told_and_the_frames_go_on() -> None:
+    def full(_data: bytes) -> None:
+        raise RecordError("r.jsonl: recording ended: no space left")
+
+    server = Server(stream(*FRAMES, silent=True))
+    client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(server))
+    seen = await collect(HttpSource("x", client, interval=0.0, on_raw=full).updates(), FRAMES[-1])
+    assert Link("live", "r.jsonl: recording ended: no space left") in seen
+
+
+@pytest.mark.parametrize("name", ["Ã\x85lesund", "a\u2028b", "a\x1eb"])
+async def test_names_with_characters_that_end_lines_elsewhere(name: str) -> None:
+    job = FRAMES[0].jobs[0].model_copy(update={"job": name})
+    frame = FRAMES[0].model_copy(update={"jobs": [job]})
+    seen = await collect(source(Server(stream(frame, silent=True))).updates(), frame)
+    assert seen[-1] == frame
 
 
 async def test_a_loading_model_is_shown_with_its_progress() -> None:
