@@ -60,7 +60,7 @@ KEYS: dict[str, Key] = {
     "window": Key("w", "Length of the timeline", "tables"),
     "export_csv": Key("e", "Export CSV", "tables"),
     "export_json": Key("j", "Export JSON", "tables"),
-    "pin": Key("i", "Pin KV to its slot, or no longer", "actions"),
+    "pin": Key("i", "Pin KV to its slot, or unpin", "actions"),
     "park": Key("k", "Park KV now", "actions"),
     "drop": Key("d", "Drop KV", "actions"),
     "cancel": Key("c", "Cancel job", "actions"),

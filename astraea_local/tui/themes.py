@@ -29,6 +29,7 @@ ASTRAEA = Theme(
         "astraea-decode": "#2bc29a",
         "astraea-waiting": "#cc8fc0",
         "astraea-preempted": "#ee7733",
+        "astraea-compute": "#cc8fc0",
         "footer-key-foreground": "#e69f00",
         "block-cursor-background": "#274b66",
         "block-cursor-foreground": "#ffffff",
@@ -68,6 +69,7 @@ def palette(variables: Mapping[str, str], *, ansi: bool) -> Palette:
         preempted=named("preempted", "error"),
         weights=named("weights", "secondary"),
         kv=named("kv", "primary"),
+        compute=named("compute", "success"),
         others=named("others", "accent"),
         track=foreground.blend(background, 0.78).hex6.lower(),
     )

@@ -34,6 +34,11 @@ class View:
             parts.append(f"this is {self.late_s:.0f} s old")
         return ", ".join(parts)
 
+    @property
+    def stale(self) -> bool:
+        """Whether the server may be otherwise by now."""
+        return self.link.state in ("connecting", "loading", "lost")
+
     def job(self, name: str | None) -> JobRow | None:
         """The row of that job, while it is there."""
         if self.frame is None or name is None:

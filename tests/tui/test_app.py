@@ -15,6 +15,7 @@ from textual.widgets import Input
 from astraea_local.frame import Event, StateFrame
 from astraea_local.tui.actions import HttpControl, Refusing
 from astraea_local.tui.app import AstraeaApp
+from astraea_local.tui.connection import open_client
 from astraea_local.tui.keys import KeysError, KeysFile
 from astraea_local.tui.mock import MockControl, MockSource
 from astraea_local.tui.panels.table import Table
@@ -25,7 +26,7 @@ from astraea_local.tui.screens.history import History
 from astraea_local.tui.screens.job import JobScreen
 from astraea_local.tui.screens.kv_map import KvMap
 from astraea_local.tui.screens.overview import Overview
-from astraea_local.tui.source import HttpSource, ReplaySource, open_client
+from astraea_local.tui.source import HttpSource, ReplaySource
 from tests.tui.driving import START, Given, app, frames, text, until, world
 
 
@@ -248,6 +249,20 @@ def test_an_unknown_theme_is_refused_with_the_known_ones() -> None:
         app([], keys=KeysFile(theme="mauve"))
 
 
+async def test_a_terminal_that_is_too_small_says_so_and_how_large_it_should_be() -> None:
+    made = world(24)
+    ui = app(frames(made, 2), MockControl(made))
+    async with running(ui, (50, 12)) as pilot:
+        for key in ("", "v", "h", "enter"):
+            await pilot.press(*key.split())
+            await until(pilot, lambda: "50×12 is too small: make the terminal 60×16" in text(pilot))
+            assert "agents" not in text(pilot)
+        await pilot.resize_terminal(120, 40)
+        await pilot.press("escape")
+        await until(pilot, lambda: "5 agents" in text(pilot))
+        assert "too small" not in text(pilot)
+
+
 # -- what it survives ------------------------------------------------------------------------------------
 
 
@@ -284,6 +299,17 @@ async def test_names_that_try_to_draw() -> None:
     async with running(ui, (200, 60)) as pilot:
         assert not any(c in text(pilot) for c in "\x1b\x07\x9b\r")
         assert "[bold]x[/]" in text(pilot)
+
+
+async def test_names_that_look_like_markup() -> None:
+    (frame,) = frames(world(), 1)
+    evil = frame.jobs[0].model_copy(update={"job": "[/red]x", "state": "decode"})
+    ui = app([frame.model_copy(update={"jobs": [evil]})])
+    async with running(ui) as pilot:
+        await pilot.press("slash", *"[/red]", "enter")
+        assert "matching '[/red]'" in text(pilot)
+        await pilot.press("enter")
+        assert "[/red]x" in text(pilot)
 
 
 async def test_a_log_of_ten_thousand_lines() -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic
 
+from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -10,7 +12,7 @@ from textual.strip import Strip
 
 from astraea_local.tui.panels.lines import Lines
 from astraea_local.tui.render.palette import PLAIN, Palette
-from astraea_local.tui.render.table import Column, Fitted, Row, fit, header, line
+from astraea_local.tui.render.table import Cell, Column, Fitted, Row, fit, header, pieces, width_of
 
 
 class Table(Lines, Generic[Row]):
@@ -56,6 +58,7 @@ class Table(Lines, Generic[Row]):
         self._at: object = None
         self._fitted: tuple[int, Fitted[Row]] | None = None
         self._palette = PLAIN
+        self._made: dict[int, tuple[Cell, ...]] = {}
 
     @property
     def current(self) -> Row | None:
@@ -67,6 +70,7 @@ class Table(Lines, Generic[Row]):
         at_end = self._follow and self._cursor >= len(self.rows) - 1
         self.rows = rows
         self._palette = palette
+        self._made.clear()
         if at_end:
             self._cursor = max(0, len(rows) - 1)
         elif self._at is not None:
@@ -74,7 +78,7 @@ class Table(Lines, Generic[Row]):
         self._resize_to(len(rows) + 1)
         if at_end and self._cursor:
             self._reveal()
-        self.refresh()
+        self._draw_changes()
 
     def _place_of(self, key: object) -> int:
         if self._cursor < len(self.rows) and self._key(self.rows[self._cursor]) == key:
@@ -84,20 +88,41 @@ class Table(Lines, Generic[Row]):
 
     def render_line(self, y: int) -> Strip:
         """The titles, or the row that is at `y` of the widget."""
-        width, style = self._width, self._base
-        columns = self._columns_for(width)
-        if y == 0:
-            return self._strip(header(columns, self._palette), width, style)
+        self._drawn[y] = self._content(y)
+        columns, style = self._columns_for(self._width), self._base
         index = y - 1 + self.scroll_offset.y
+        if y == 0:
+            return self._strip([(header(columns, self._palette).plain, self._palette.dim)], style)
         if index >= len(self.rows):
-            return Strip.blank(width, style)
-        if index == self._cursor and self.has_focus:
+            return Strip.blank(self._width, style)
+        if self._is_marked(index):
             style = self.get_component_rich_style("table--cursor")
-        return self._strip(line(columns, self.rows[index], self._palette), width, style)
+        return self._strip(self._pieces(index), style)
+
+    def _strip(self, cells: Sequence[Cell], base: Style) -> Strip:
+        segments = [Segment(text, base + Style.parse(style)) for text, style in cells]
+        length = width_of(self._columns_for(self._width))
+        return Strip(segments, length).adjust_cell_length(self._width, base)
+
+    def _content(self, y: int) -> object:
+        if y == 0:
+            return self._columns_for(self._width), self._palette
+        index = y - 1 + self.scroll_offset.y
+        return (self._pieces(index), self._is_marked(index)) if index < len(self.rows) else None
+
+    def _pieces(self, index: int) -> tuple[Cell, ...]:
+        columns = self._columns_for(self._width)
+        if index not in self._made:
+            self._made[index] = pieces(columns, self.rows[index], self._palette)
+        return self._made[index]
+
+    def _is_marked(self, index: int) -> bool:
+        return index == self._cursor and self.has_focus
 
     def _columns_for(self, width: int) -> Fitted[Row]:
         if self._fitted is None or self._fitted[0] != width:
             self._fitted = width, fit(self._columns, width)
+            self._made.clear()
         return self._fitted[1]
 
     def move_to(self, index: int) -> None:
@@ -106,7 +131,7 @@ class Table(Lines, Generic[Row]):
         row = self.current
         self._at = None if row is None else self._key(row)
         self._reveal()
-        self.refresh()
+        self._draw_changes()
 
     def action_move(self, by: int) -> None:
         """Moves the cursor by rows."""

@@ -1,6 +1,7 @@
 """Bars, sparklines and graphs in block characters."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.text import Text
 
@@ -20,14 +21,17 @@ def bar(
     text = Text(no_wrap=True, end="")
     edges = _edges([share for share, _ in parts], width)
     marked = {min(width - 1, int(mark * width)) for mark in marks if 0 < mark < 1}
+    cells: list[tuple[str, str]] = []
     for cell in range(width):
         style = next((s for (_, s), end in zip(parts, edges, strict=True) if cell < end), None)
         if cell in marked:
-            text.append("│", palette.warn if style is None else f"{palette.text} reverse".strip())
+            cells.append(("│", palette.warn if style is None else f"{palette.text} reverse".strip()))
         elif style is None:
-            text.append("░", palette.track)
+            cells.append(("░", palette.track))
         else:
-            text.append("█", style)
+            cells.append(("█", style))
+    for (character, style), run in groupby(cells):
+        text.append(character * len(list(run)), style)
     return text
 
 

@@ -1,13 +1,12 @@
 """The two lines at the top: what is served, and how it is."""
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from astraea_local.frame import ServerInfo, StateFrame
 from astraea_local.tui.render.palette import Palette
+from astraea_local.tui.render.parts import Part, joined
 from astraea_local.tui.render.units import clean, count, percent, rate, seconds
 
-_GAP = "  "
 _STATUS = {
     "ready": ("●", "ok"),
     "loading": ("◌", "warn"),
@@ -18,10 +17,13 @@ _STATUS = {
 }
 
 
-def header(frame: StateFrame, link: str, palette: Palette, width: int) -> list[Text]:
-    """Two lines. `link` says how the frame came here; empty while it is the server's newest."""
+def header(frame: StateFrame, link: str, palette: Palette, width: int, *, stale: bool = False) -> list[Text]:
+    """Two lines. `link` says how the frame came here; empty while it is the server's newest.
+
+    `stale`: the server may be otherwise by now.
+    """
     mark, role = _STATUS[frame.status]
-    state = [(f"{mark} {frame.status}", getattr(palette, role))]
+    state = [(f"{mark} {frame.status}", palette.dim if stale else getattr(palette, role))]
     if frame.scheduling_paused:
         state.append(("scheduling paused", palette.warn))
     if frame.restarts:
@@ -34,13 +36,13 @@ def header(frame: StateFrame, link: str, palette: Palette, width: int) -> list[T
     if server.retention:
         first.append((f"retention {server.retention}", palette.dim))
     first += [(f"profile {clean(server.profile)}", palette.dim), (server.version, palette.dim)]
-    return [_joined(first, width), _joined(_model(server, frame, palette), width)]
+    return [joined(first, width), joined(_model(server, frame, palette), width)]
 
 
 def waiting(link: str, palette: Palette, width: int) -> list[Text]:
     """The header before there is any frame."""
     return [
-        _joined([("astraea-local", palette.title), (clean(link), palette.warn)], width),
+        joined([("astraea-local", palette.title), (clean(link), palette.warn)], width),
         Text("", end=""),
     ]
 
@@ -59,10 +61,10 @@ def summary(frame: StateFrame, palette: Palette, width: int) -> Text:
     ]
     if totals.prompt_tokens:
         parts.append((f"{percent(totals.cached_tokens / totals.prompt_tokens)} cached", palette.accent))
-    return _joined(parts, width)
+    return joined(parts, width)
 
 
-def _model(server: ServerInfo, frame: StateFrame, palette: Palette) -> list[tuple[str, str]]:
+def _model(server: ServerInfo, frame: StateFrame, palette: Palette) -> list[Part]:
     parts = [(clean(server.model), palette.text)]
     if server.quant and server.quant not in server.model:
         parts.append((server.quant, palette.text))
@@ -77,14 +79,3 @@ def _model(server: ServerInfo, frame: StateFrame, palette: Palette) -> list[tupl
         (f"GPU {clean(frame.memory.gpu)}" if frame.memory.gpu else "no GPU", palette.dim),
         (f"layers on it: {server.offloaded}", palette.dim),
     ]
-
-
-def _joined(parts: list[tuple[str, str]], width: int) -> Text:
-    """As many parts as fit whole, the first in any case."""
-    text = Text(no_wrap=True, end="", overflow="ellipsis")
-    for content, style in parts:
-        if text and text.cell_len + cell_len(_GAP + content) > width:
-            break
-        text.append(_GAP if text else "").append(content, style or None)
-    text.truncate(width, overflow="ellipsis")
-    return text

@@ -5,6 +5,7 @@ from rich.text import Text
 from astraea_local.frame import SlotRow, StateFrame
 from astraea_local.tui.render.bars import meter
 from astraea_local.tui.render.palette import Palette
+from astraea_local.tui.render.parts import joined, wrapped
 from astraea_local.tui.render.units import clean, count, fitted, percent, size
 
 _NAME = 16
@@ -31,7 +32,7 @@ def _slot(slot: SlotRow, limit: int, frame: StateFrame, palette: Palette, width:
     return text.append(f" {slot.phase}", style if slot.segment is not None else palette.dim)
 
 
-def figures(frame: StateFrame, palette: Palette) -> list[Text]:
+def figures(frame: StateFrame, palette: Palette, width: int) -> list[Text]:
     """What was moved, what it cost, and what sharing saved."""
     kv = frame.kv
     mean_park = 1000 * kv.park_s / kv.parks if kv.parks else 0.0
@@ -44,13 +45,8 @@ def figures(frame: StateFrame, palette: Palette) -> list[Text]:
         f"disk: {kv.disk_writes} written, {kv.disk_reads} read",
         f"context rebuilt {kv.rebuilds}, compacted {kv.compactions} times",
     )
-    lines = [
-        Text("  ".join(parts[:4]), no_wrap=True, end=""),
-        Text("  ".join(parts[4:]), no_wrap=True, end=""),
-    ]
     shared = f"prefixes shared: {size(kv.shared_bytes)} not stored twice"
-    lines.append(Text(shared, style=palette.kv if kv.shared_bytes else palette.dim, no_wrap=True, end=""))
-    bad = kv.restore_failures + kv.disk_failures
-    if bad:
-        lines.append(Text(f"{bad} states were lost and recomputed", style=palette.bad, no_wrap=True, end=""))
-    return lines
+    notes = [(shared, palette.kv if kv.shared_bytes else palette.dim)]
+    if bad := kv.restore_failures + kv.disk_failures:
+        notes.append((f"{bad} states were lost and recomputed", palette.bad))
+    return [*wrapped([(part, "") for part in parts], width), *(joined([note], width) for note in notes)]

@@ -31,7 +31,7 @@ def memory(frame: StateFrame, palette: Palette, width: int, height: int = 100) -
         bars.append(_host(frame.memory, palette))
     details: list[Text] = []
     if frame.memory.vram_total:
-        vram, *details = _gpu(frame.memory, palette)
+        vram, *details = _gpu(frame.memory, palette, width)
         bars.insert(0, vram)
     words = max(len(bar.words) + _pressure_width(bar) for bar in bars)
     words = min(_MOST_WORDS, words + _simulated_width(frame.memory))
@@ -42,7 +42,7 @@ def memory(frame: StateFrame, palette: Palette, width: int, height: int = 100) -
     return lines
 
 
-def _gpu(memory: MemoryRow, palette: Palette) -> tuple[_Bar, Text, Text]:
+def _gpu(memory: MemoryRow, palette: Palette, width: int) -> tuple[_Bar, Text, Text]:
     """Its bar, the legend of the bar, and the load."""
     total = memory.vram_total or 1
     free = memory.vram_free or 0
@@ -56,19 +56,22 @@ def _gpu(memory: MemoryRow, palette: Palette) -> tuple[_Bar, Text, Text]:
     parts = [
         (weights / total, palette.weights),
         (kv / total, palette.kv),
-        (compute / total, palette.prefill),
+        (compute / total, palette.compute),
         (others / total, palette.others),
     ]
     words = f"{size(used)}/{size(total)}, {size(free)} free"
     bar_line = _Bar("VRAM", parts, words, memory.pressure.get("vram"))
-    legend = Text(" " * (_LABEL + 1), no_wrap=True, end="")
+    legend = Text(no_wrap=True, end="")
     for name, value, style in (
         ("weights", weights, palette.weights),
         ("KV", kv, palette.kv),
-        ("compute", compute, palette.prefill),
+        ("compute", compute, palette.compute),
         ("others", others, palette.others),
     ):
         legend.append("■ ", style).append(f"{name} {size(value)} ")
+    legend.rstrip()
+    if legend.cell_len + _LABEL + 1 <= width:
+        legend.pad_left(_LABEL + 1)
     facts = [clean(memory.gpu)] if memory.gpu else []
     if memory.gpu_load is not None:
         facts.append(f"load {percent(memory.gpu_load)}")
@@ -97,7 +100,7 @@ def _tiers(frame: StateFrame, palette: Palette) -> list[_Bar]:
     )
     for name, used, budget, states, pressure in tiers:
         if budget or used:
-            words = f"{size(used)}/{size(budget)}, {states} states"
+            words = f"{size(used)}/{size(budget)}, {states} state{'' if states == 1 else 's'}"
             bars.append(_Bar(name, [(used / max(1, budget), palette.accent)], words, pressure, marked=False))
     return bars
 

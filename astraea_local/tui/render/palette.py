@@ -21,6 +21,7 @@ class Palette:
     preempted: str = "red"
     weights: str = "blue"
     kv: str = "cyan"
+    compute: str = "green"
     others: str = "magenta"
     track: str = "bright_black"
     """The empty part of a bar."""

@@ -10,6 +10,7 @@ from textual.widgets import Footer, Static
 
 from astraea_local.tui.keys import binding
 from astraea_local.tui.panels.lines import Lines
+from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.header import header, summary, waiting
 from astraea_local.tui.view import View
 
@@ -57,9 +58,11 @@ class FrameScreen(Screen[None]):
         lines = self.query_one("#header", Lines)
         width = max(1, self.size.width - 2)
         if view.frame is None:
+            for table in self.query(Table):
+                table.show_rows((), view.palette)
             lines.show(waiting(view.status, view.palette, width))
             return
-        parts = header(view.frame, view.status, view.palette, width)
+        parts = header(view.frame, view.status, view.palette, width, stale=view.stale)
         lines.show([*parts, summary(view.frame, view.palette, width)])
         self.draw(view)
 
@@ -69,6 +72,10 @@ class FrameScreen(Screen[None]):
     def on_mount(self) -> None:
         """Shows what there is at once."""
         self.query_one("#header", Lines).can_focus = False
+        self.call_after_refresh(self.redraw)
+
+    def on_lines_narrowed(self) -> None:
+        """Makes the lines anew when a scrollbar took a column, or gave it back."""
         self.call_after_refresh(self.redraw)
 
     def on_screen_resume(self) -> None:

@@ -15,7 +15,7 @@ _WORDS = (
     "scheduler, a slot is a place in the batch. KV is a job's computed context: it is in its slot, parked",
     "in RAM or on disk, or nowhere. `~` is a predicted median, `≤` what nine of ten stay below.",
 )
-_COLUMN = 54
+_COLUMN = 56
 
 
 class Help(FrameScreen):

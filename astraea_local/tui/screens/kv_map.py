@@ -47,7 +47,8 @@ class KvMap(FrameScreen):
         states = self.query_one("#states", Table)
         states.show_rows(held, palette)
         states.retitle("states  " + "  ".join(f"{t}: {sum(j.kv == t for j in held)}" for t in _TIERS[:3]))
-        self.query_one("#figures", Lines).show(figures(frame, palette))
+        panel = self.query_one("#figures", Lines)
+        panel.show(figures(frame, palette, panel.room[0]))
 
     def action_open(self) -> None:
         """Opens the job under the cursor."""

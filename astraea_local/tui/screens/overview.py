@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
@@ -13,7 +14,9 @@ from astraea_local.tui.panels.lines import Lines
 from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.advice import advice_lines
 from astraea_local.tui.render.completion import charts
+from astraea_local.tui.render.kv_map import figures
 from astraea_local.tui.render.memory import memory
+from astraea_local.tui.render.palette import Palette
 from astraea_local.tui.render.rows import AGENTS, EVENTS, QUEUED, SLOTS
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
@@ -22,6 +25,7 @@ PANELS = ("memory", "speed", "slots", "queues", "agents", "events", "advisor")
 LEVELS: tuple[EventLevel, ...] = ("debug", "info", "warning", "error")
 _SMALL = ("memory", "slots", "agents")
 _STATES = ("decode", "prefill", "preempted", "queued", "waiting", "done")
+_RANKS: dict[str, int] = {state: rank for rank, state in enumerate(_STATES)}
 _SORTS = ("state", *(column.sort for column in AGENTS if column.sort and column.sort != "state"))
 _MOST_SLOT_LINES = 14
 
@@ -83,7 +87,7 @@ class Overview(FrameScreen):
             self._has_advice = bool(view.advice)
             self.place_panels()
         if (panel := self._visible("memory")) is not None:
-            panel.show(memory(frame, palette, *panel.room))
+            panel.show(_memory_and_moves(frame, palette, *panel.room))
         if (panel := self._visible("speed")) is not None:
             panel.show(charts(frame, view.trail, palette, *panel.room))
         if (panel := self._visible("advisor")) is not None:
@@ -112,7 +116,7 @@ class Overview(FrameScreen):
         wanted = self._filters["agents"].lower()
         found = [job for job in jobs if not wanted or _matches(job, wanted)]
         if self._sort == "state":
-            return sorted(found, key=lambda job: _STATES.index(job.state), reverse=self._reverse)
+            return sorted(found, key=lambda job: _RANKS[job.state], reverse=self._reverse)
         text = self._sort in ("job", "tool")
         # Names from A, figures from the largest.
         return sorted(found, key=lambda job: getattr(job, self._sort), reverse=self._reverse == text)
@@ -237,4 +241,9 @@ def _queues_title(frame: StateFrame) -> str:
     levels: dict[int, int] = {}
     for row in frame.queue:
         levels[row.queue] = levels.get(row.queue, 0) + 1
-    return "4 queues  " + "  ".join(f"Q{level}:{levels[level]}" for level in sorted(levels))
+    return "  ".join(["4 queues", *(f"Q{level}:{levels[level]}" for level in sorted(levels))])
+
+
+def _memory_and_moves(frame: StateFrame, palette: Palette, width: int, height: int) -> list[Text]:
+    lines, moves = memory(frame, palette, width, height), figures(frame, palette, width)
+    return [*lines, Text("", end=""), *moves] if len(lines) + 1 + len(moves) <= height else lines

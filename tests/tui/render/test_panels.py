@@ -38,10 +38,12 @@ def plain(lines: list[Text]) -> list[str]:
         lambda f, w: waiting("loading the model, 43%", PLAIN, w),
         lambda f, w: memory(f, PLAIN, w),
         lambda f, w: cells(f, PLAIN, w),
+        lambda f, w: figures(f, PLAIN, w),
+        lambda f, w: charts(f, Trail(), PLAIN, w, 9),
         lambda f, w: gantt([Span(kind="decode", start=f.at - 9)], f.at, 20, PLAIN, w),
         lambda f, w: advice_lines([Advice("warning", "too much " * 30, "kv.layout")], PLAIN, w),
     ],
-    ids=["header", "summary", "waiting", "memory", "cells", "gantt", "advice"],
+    ids=["header", "summary", "waiting", "memory", "cells", "figures", "charts", "gantt", "advice"],
 )
 def test_lines_fit_the_width(
     frame: StateFrame, width: int, render: Callable[[StateFrame, int], list[Text]]
@@ -94,6 +96,9 @@ def test_completion_is_set_beside_first_come_first_served(frame: StateFrame) -> 
         trail.add(each)
     lines = plain(charts(frame.model_copy(update={"completion": done}), trail, PLAIN, 100, 15))
     assert lines[0] == "jobs    9 done  mean 30s  p95 1m00  FCFS ~40s / 1m20  −25%"
+    narrow = plain(charts(frame.model_copy(update={"completion": done}), trail, PLAIN, 55, 15))
+    assert narrow[0] == "jobs    9 done  mean 30s  p95 1m00  FCFS ~40s  −25%"
+    assert narrow[1].endswith(" ms")
     assert len(lines) == 15
     assert any("█" in line for line in lines[3:])
 
@@ -148,7 +153,7 @@ def test_a_job_that_is_its_own_ancestor_ends_the_tree(frame: StateFrame) -> None
 def test_the_kv_map_has_a_line_for_each_slot_and_counts_losses(frame: StateFrame) -> None:
     assert len(cells(frame, PLAIN, 100)) == len(frame.slots)
     lossy = frame.model_copy(update={"kv": frame.kv.model_copy(update={"restore_failures": 3})})
-    assert plain(figures(lossy, PLAIN))[-1] == "3 states were lost and recomputed"
+    assert plain(figures(lossy, PLAIN, 120))[-1] == "3 states were lost and recomputed"
 
 
 def test_advice_names_its_field_first() -> None:

@@ -1,10 +1,12 @@
 """Columns give way by rank, and a line has the table's width."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from astraea_local.tui.render.palette import PLAIN
-from astraea_local.tui.render.table import Column, fit, header, line
+from astraea_local.tui.render.table import Column, fit, header, line, pieces, width_of
 
 COLUMNS: tuple[Column[str], ...] = (
     Column("NAME", 8, lambda row, _: (row, ""), grow=1, most=20),
@@ -19,7 +21,14 @@ def test_lines_are_as_wide_as_their_titles_and_fit(width: int) -> None:
     columns = fit(COLUMNS, width)
     titles = header(columns, PLAIN).plain
     assert len(titles) <= width
-    assert len(line(columns, "coder", PLAIN).plain.removesuffix(" ")) == len(titles)
+    assert len(line(columns, "coder", PLAIN).plain) == len(titles) == width_of(columns)
+
+
+@given(st.integers(8, 200))
+def test_neighbours_of_one_style_are_one_piece(width: int) -> None:
+    made = pieces(fit(COLUMNS, width), "coder", PLAIN)
+    assert all(one[1] != other[1] for one, other in pairwise(made))
+    assert len(made) <= 4
 
 
 def test_the_highest_rank_goes_first_and_the_first_column_stays() -> None:
