@@ -159,6 +159,9 @@ class JobBook:
                 stable = turn.prompt_tokens - turn.slack
                 if stable <= 0 or len(prompt) <= turn.prompt_tokens:
                     continue
+                # One token tells most of them apart, which all together would take long to compare.
+                if turn.context[stable - 1] != prompt[stable - 1]:
+                    continue
                 shared = common_prefix(turn.context, prompt)
                 if shared >= stable:
                     best = max(best or (0, 0.0, ""), (shared, known.last_seen, job))

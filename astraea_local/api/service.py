@@ -318,7 +318,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _
         if task.done():
             return task.result()
         task.cancel()
-        await asyncio.wait((task,))
+        # What it came to in the end is of no interest, a failure neither.
+        await asyncio.gather(task, return_exceptions=True)
         return None
     finally:
         task.cancel()
