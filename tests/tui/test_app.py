@@ -301,6 +301,17 @@ async def test_names_that_try_to_draw() -> None:
         assert "[bold]x[/]" in text(pilot)
 
 
+async def test_a_long_reason_is_shown_whole() -> None:
+    (frame,) = frames(world(), 1)
+    wordy = frame.jobs[0].model_copy(
+        update={"next_move": "park to RAM, since " + "it waits " * 20 + "so long"}
+    )
+    ui = app([frame.model_copy(update={"jobs": [wordy]})])
+    async with running(ui) as pilot:
+        await pilot.press("enter")
+        await until(pilot, lambda: "so long" in text(pilot))
+
+
 async def test_names_that_look_like_markup() -> None:
     (frame,) = frames(world(), 1)
     evil = frame.jobs[0].model_copy(update={"job": "[/red]x", "state": "decode"})

@@ -12,6 +12,8 @@ from astraea_local.tui.render.units import fitted, percent, rate, seconds
 from astraea_local.tui.trail import Trail
 
 _LABEL = 8
+_MARGIN = _LABEL + 1
+"""Of the graphs, whose figures would touch their first column otherwise."""
 
 
 def charts(frame: StateFrame, trail: Trail, palette: Palette, width: int, height: int) -> list[Text]:
@@ -75,8 +77,10 @@ def _graph(
     newest, top = (unit(values[-1]), f"≤{unit(max(values))}") if values else ("-", "")
     labels = [name, newest, top] if height >= 3 else [f"{name[:3]}{newest:>5}", ""]
     made = []
-    for index, row in enumerate(graph(values, max(0, width - _LABEL), height)):
+    for index, row in enumerate(graph(values, max(0, width - _MARGIN), height)):
         label = labels[index] if index < len(labels) else ""
-        text = Text(fitted(label, _LABEL), style=palette.dim if index else palette.text, no_wrap=True, end="")
+        text = Text(
+            fitted(label, _MARGIN), style=palette.dim if index else palette.text, no_wrap=True, end=""
+        )
         made.append(text.append(row, style))
     return made

@@ -81,7 +81,7 @@ class JobScreen(FrameScreen):
         row = view.job(self._job)
         self._last = row or self._last
         facts = self.query_one("#facts", Lines)
-        facts.show(_facts(row, self._last, self._missing, palette))
+        facts.show(self._wrapped(_facts(row, self._last, self._missing, palette), facts.room[0]))
         spans = self._detail.spans if self._detail is not None else view.trail.spans(self._job)
         timeline = self.query_one("#timeline", Lines)
         length = self._window or _life(spans, frame.at)
@@ -98,6 +98,12 @@ class JobScreen(FrameScreen):
         lines = tree(frame.jobs, self._detail, palette)
         family.display = bool(lines)
         family.show(lines)
+
+    def _wrapped(self, lines: list[Text], width: int) -> list[Text]:
+        pieces = [piece for line in lines for piece in line.wrap(self.app.console, width, no_wrap=False)]
+        for piece in pieces:
+            piece.end = ""
+        return pieces
 
     def action_window(self) -> None:
         """Goes on to the next length of the timeline."""
