@@ -228,7 +228,7 @@ def soak(tiny_path: Callable[[ShapeName], Path], tmp_path: Path) -> Iterator[Cal
 def test_nothing_is_lost_and_nothing_leaks(soak: Callable[[str, int], Soak], layout: str) -> None:
     process = psutil.Process()
     threads = threading.active_count()
-    s = soak(layout, seed=7)
+    s = soak(layout, 7)
     descriptors = process.num_fds()
     while s.started < JOBS or s.open:
         s.act()
