@@ -3,11 +3,10 @@
 import os
 from multiprocessing.connection import Connection
 
-from astraea_local.engine import loop, worker
+from astraea_local.engine import worker
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Ready, SimulatePressure, Stop, Submit
-from astraea_local.engine.pipe import Pipe
-from astraea_local.engine.worker import EngineSpec
+from astraea_local.engine.worker import EngineSpec, Pipe
 
 FLAG = "ASTRAEA_TEST_FLAG"
 
@@ -64,5 +63,5 @@ def notes_pressure(spec: EngineSpec, connection: Connection) -> None:
                 if isinstance(message, Stop):
                     return
 
-    loop.run = serve
+    worker._loop = serve
     worker.main(spec, connection)
