@@ -587,6 +587,10 @@ class EngineCore:
             self.table.clear(sequence)
             return
         (run,) = running
+        # Nobody fails for a pin, or for what is on its way back.
+        placer.give_up_all()
+        if placer.make_room(max(1, len(self._batch)), at_once, pinned=True):
+            return
         if run.output:
             self._end(run, "length")
             return

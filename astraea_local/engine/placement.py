@@ -279,10 +279,15 @@ class Placer:
         free = self._table.free()
         return free if free is not None else self._evict(stall, keep)
 
-    def make_room(self, cells: int, stall: Stall, *, keep: Sequence | None = None) -> bool:
-        """Frees cells of a unified pool by evicting idle sequences, until `cells` are free."""
+    def make_room(
+        self, cells: int, stall: Stall, *, keep: Sequence | None = None, pinned: bool = False
+    ) -> bool:
+        """Frees cells of a unified pool by evicting idle sequences, until `cells` are free.
+
+        With `pinned`, those that are pinned give way too, after the others.
+        """
         while self._table.unified and self._table.cells_free < cells:
-            if isinstance(self._evict(stall, keep), Delay):
+            if isinstance(self._evict(stall, keep, pinned=pinned), Delay):
                 return False
         return True
 
@@ -331,20 +336,31 @@ class Placer:
         self._table.clear(sequence)
         return True
 
-    def _evict(self, stall: Stall, keep: Sequence | None) -> Sequence | Delay:
+    def _evict(self, stall: Stall, keep: Sequence | None, *, pinned: bool = False) -> Sequence | Delay:
         victim = self._leaving
         move = Move.RAM
-        if victim is None or victim is keep or victim.segment is not None or not len(victim.tokens):
+        # Its place may have been emptied meanwhile, and be in use for something else.
+        if victim is None or victim is keep or victim not in self._table.idle():
             idle = [self._facts.describe(s) for s in self._table.idle() if s is not keep]
             choice = self.policy.gives_way(idle, self._facts.situation())
-            if choice is None:
-                return Delay.FULL
-            victim, move = self._table.sequences[choice.holder], choice.move
+            if choice is not None:
+                victim, move = self._table.sequences[choice.holder], choice.move
+            else:
+                victim = self._last_resort(keep, pinned=pinned)
+                if victim is None:
+                    return Delay.FULL
         self._leaving = victim
         if not self.move_out(victim, move, stall):
             return Delay.MOVING
         self._leaving = None
         return victim
+
+    def _last_resort(self, keep: Sequence | None, *, pinned: bool) -> Sequence | None:
+        """The pinned state used longest ago, if pins may be broken: also where nobody could run for them."""
+        idle = [s for s in self._table.idle() if s is not keep]
+        if not pinned and any(s.segment is not None or s.reserved for s in self._table):
+            return None
+        return min(idle, key=lambda s: s.last_used, default=None)
 
 
 def _longer(tokens: Tokens) -> Tokens:
