@@ -4,7 +4,7 @@ import time
 
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.frames import job_state
-from astraea_local.engine.messages import AskJob, CoreQuestion, JobAction, PauseScheduling, Reply
+from astraea_local.engine.messages import AskJob, Cancel, CoreQuestion, JobAction, PauseScheduling, Reply
 
 
 class Refused(Exception):
@@ -25,7 +25,7 @@ def act(core: EngineCore, question: CoreQuestion) -> Reply:
                 done = _act(core, question)
             except Refused as error:
                 return Reply(request, "refused", f"{job}: {error}")
-            core.note("info", f"{job}: {done}, on request")
+            core.log.note("info", f"{job}: {done}, on request")
             return Reply(request, "done", done)
 
 
@@ -41,15 +41,21 @@ def _act(core: EngineCore, asked: JobAction) -> str:
         case "drop":
             return _drop(core, asked.job)
         case "cancel":
-            count = core.cancel_job(asked.job)
-            if not count:
-                raise Refused("it has no request that is queued or running")
-            return f"cancelled {count} request{'' if count == 1 else 's'}"
+            return _cancel(core, asked.job)
         case "priority":
-            core.set_priority(asked.job, asked.value)
+            core.dispatcher.set_priority(asked.job, asked.value)
             policy = core.scheduler.policy
             ignored = "" if policy.heeds_priority else f", which the policy {policy.name} does not look at"
             return f"priority set to {asked.value}{ignored}"
+
+
+def _cancel(core: EngineCore, job: str) -> str:
+    segments = list(core.scheduler.jobs[job].active)
+    if not segments:
+        raise Refused("it has no request that is queued or running")
+    for segment in segments:
+        core.cancel(Cancel(segment))
+    return f"cancelled {len(segments)} request{'' if len(segments) == 1 else 's'}"
 
 
 def _pin(core: EngineCore, job: str) -> str:
@@ -89,12 +95,12 @@ def _check_idle(core: EngineCore, job: str) -> None:
 
 
 def _pause(core: EngineCore, on: bool) -> str:
-    if on != core.admitting:
+    if on != core.dispatcher.admitting:
         return "scheduling was paused already" if on else "scheduling was not paused"
-    core.set_admitting(not on)
+    core.dispatcher.set_admitting(not on)
     waiting = len(core.scheduler.segments) - len(core.scheduler.running)
     done = "paused: nothing new is admitted" if on else f"resumed: {waiting} requests waited"
-    core.note("info", f"scheduling {done}, on request")
+    core.log.note("info", f"scheduling {done}, on request")
     return f"scheduling {done}"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from astraea_local.engine.binding import BindingError, Context, ContextParams, Model
-from astraea_local.engine.core import EngineCore, EngineFault
+from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Resized
+from astraea_local.engine.model_runner import EngineFault
 from astraea_local.scheduler.pressure import ContextState
 
 _logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Elastic:
         core.residency.stats.rebuilds += 1
         took = time.perf_counter() - began
         done = f"the context has {size:,} cells and {slots} slots now ({reason}; {1000 * took:.0f} ms)"
-        core.note("info", done)
+        core.log.note("info", done)
         return done
 
     def pause(self) -> str:
@@ -120,7 +121,7 @@ class Elastic:
         self._core.detach()
         self._loaded.close()
         self.paused = True
-        self._core.note("info", "paused: the model is unloaded, its memory is free")
+        self._core.log.note("info", "paused: the model is unloaded, its memory is free")
         return "the model is unloaded and its memory is free; requests wait until `resume`"
 
     def resume(self) -> str:
@@ -138,7 +139,7 @@ class Elastic:
             model.close()
             raise ResizeRefused(f"{error}; other programs may hold the memory") from None
         self.paused = False
-        self._core.note("info", "resumed")
+        self._core.log.note("info", "resumed")
         return "the model is loaded again; waiting requests go on"
 
     def flush(self, timeout_s: float) -> None:

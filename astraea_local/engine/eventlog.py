@@ -1,11 +1,30 @@
-"""The event log as clients see it: one numbering over all lives of the engine."""
+"""The event log: the engine's own lines, and what clients see of them over all lives of the engine."""
 
+import time
 from collections import deque
 from collections.abc import Iterable
 
-from astraea_local.frame import Event
+from astraea_local.frame import Event, EventLevel
 
 _LINES = 200
+
+
+class EngineLog:
+    """The latest lines of one life of the engine, numbered from one."""
+
+    def __init__(self) -> None:
+        self._lines: deque[Event] = deque(maxlen=_LINES)
+        self._last = 0
+
+    @property
+    def lines(self) -> list[Event]:
+        """Oldest first."""
+        return list(self._lines)
+
+    def note(self, level: EventLevel, text: str) -> None:
+        """Adds a line."""
+        self._last += 1
+        self._lines.append(Event(id=self._last, at=time.time(), level=level, text=text))
 
 
 class EventLog:

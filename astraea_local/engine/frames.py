@@ -48,7 +48,7 @@ class FrameBuilder:
             at=time.time(),
             uptime_s=time.monotonic() - self.started,
             status="ready" if core.residency.attached else "paused",
-            scheduling_paused=not core.admitting,
+            scheduling_paused=not core.dispatcher.admitting,
             server=self.server_info(),
             jobs=[self._job(job, now) for job in core.scheduler.jobs.values()],
             queue=self._queue(now),
@@ -64,7 +64,7 @@ class FrameBuilder:
             ),
             steps=self._steps(),
             totals=core.totals,
-            events=list(core.events),
+            events=core.log.lines,
         )
 
     def _kv_row(self) -> KvRow:

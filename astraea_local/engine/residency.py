@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import Context, ModelClass
+from astraea_local.engine.binding import Context, ModelClass, Tokens
 from astraea_local.engine.kv.parts import Part
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from astraea_local.engine.kv.tiers import Tiers
@@ -165,6 +165,13 @@ class Residency:
         """Places segments in the context."""
         assert self._live is not None
         return self._live.placer
+
+    def reusable(self, context: Tokens, job: str) -> tuple[int, float]:
+        """Leading tokens of the context whose KV exists, and the seconds to bring it where it is needed."""
+        if self._live is None:
+            return 0, 0.0
+        source = self.placer.find(context, job)
+        return source.length, self.placer.restore_s(source)
 
     # -- events ------------------------------------------------------------------------------------
 

@@ -224,9 +224,9 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     )
     # Ready by the time that a request needs it, in all likelihood.
     threading.Thread(target=core.guides.warm_up, name="guidance", daemon=True).start()
-    core.note("info", _known(speeds is not None, experience.records))
+    core.log.note("info", _known(speeds is not None, experience.records))
     if (parts := len(core.residency.store.tree)) and core.residency.store.disk is not None:
-        core.note("info", f"{parts} parked KV states found on disk")
+        core.log.note("info", f"{parts} parked KV states found on disk")
     elastic = Elastic(
         core,
         loaded,
@@ -303,7 +303,7 @@ def _loop(
                 case Note(job, text):
                     core.note_job(job, text)
                 case SetPolicy(name):
-                    core.set_policy(name)
+                    core.dispatcher.set_policy(name)
                 case SimulatePressure(reading):
                     watch.simulate(reading)
                 case Resize() | Suspend():
@@ -322,7 +322,7 @@ def _loop(
         if now >= next_frame or (was_busy and not core.busy):
             core.forget_old_jobs()
             if (line := experience.tick(now, busy=core.busy)) is not None:
-                core.note("info", line)
+                core.log.note("info", line)
             out.append(Frame(frames.build().model_dump_json().encode()))
             next_frame = now + _FRAME_S
         was_busy = core.busy
@@ -354,6 +354,6 @@ def relieve(core: EngineCore, elastic: Elastic, watch: MemoryWatch, now: float) 
     try:
         elastic.resize(change.size, change.slots, change.reason)
     except ResizeRefused as error:
-        core.note("warning", f"the context keeps its size: {error}")
+        core.log.note("warning", f"the context keeps its size: {error}")
         return []
     return [elastic.now]

@@ -1,5 +1,6 @@
 """A core over a small model in the test's own process, and what came out of it."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -23,9 +24,16 @@ class Harness:
         """`vocab`: of a model that outlives this one."""
         self.model, self.core_profile = model, profile
         self.context = Context(model, context_params(profile, model.model_class, model.n_ctx_train))
+        self.ahead_s = 0.0
+        """How far the core's clock is ahead of the real one."""
         disk = bool(profile.retention.disk_path)
         self.core = EngineCore(
-            model, self.context, profile, vocab=vocab, open_tiers=self._tiers if disk else None
+            model,
+            self.context,
+            profile,
+            vocab=vocab,
+            open_tiers=self._tiers if disk else None,
+            clock=lambda: time.monotonic() + self.ahead_s,
         )
         self.messages: list[ToFront] = []
         self._next = 0

@@ -64,7 +64,7 @@ def test_park_moves_the_kv_and_the_job_finds_it_again(h: Harness) -> None:
     assert _row(h, "a").kv_bytes > 0
     again = h.ask("a", _prompt(200) + list(first.output) + [11, 12])
     assert again.cached_tokens == 207
-    (event,) = [e for e in h.core.events if "on request" in e.text]
+    (event,) = [e for e in h.core.log.lines if "on request" in e.text]
     assert event.text == "a: parked 207 tokens to RAM, on request"
 
 
@@ -154,7 +154,7 @@ def test_priority_moves_a_waiting_job_to_the_front(h: Harness) -> None:
 
 def test_a_priority_that_the_policy_ignores_is_said_to_be(h: Harness) -> None:
     h.ask("a", _prompt(20))
-    h.core.set_policy("fcfs")
+    h.core.dispatcher.set_policy("fcfs")
     assert _act(h, "a", "priority", 1).text == "priority set to 1, which the policy fcfs does not look at"
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from astraea_local.bench.random_model import ShapeName
 from astraea_local.engine.binding import Model
-from astraea_local.engine.messages import Cancel, Delta, Finished, Paused
 from astraea_local.engine.sampling import SamplingParams
 from astraea_local.profile import Profile, override
 from astraea_local.scheduler.batching import even_chunk
@@ -58,92 +57,12 @@ def test_a_parked_conversation_continues_exactly(demo_model: Model) -> None:
     parked.close()
 
 
-def test_a_shared_prefix_is_computed_once(harness: MakeHarness) -> None:
-    """Jobs that arrive together with the same system prompt wait for the one that computes it."""
-    h = harness()
-    shared = prompt(0, 150)
-    segments = [h.submit(f"job{i}", [*shared, *prompt(i + 1, 10)]) for i in range(4)]
-    h.run()
-    assert sorted(h.finished(s).cached_tokens for s in segments) == [0, 150, 150, 150]
-
-
-def test_a_prompt_that_is_too_long_fails_alone(harness: MakeHarness) -> None:
-    """The others go on."""
-    h = harness()
-    good = h.submit("good", prompt(1, 30))
-    bad = h.submit("bad", prompt(2, 256))
-    h.run()
-    assert h.failed(bad).code == "context_length_exceeded"
-    assert "256" in h.failed(bad).message
-    assert h.finished(good).reason == "length"
-
-
 def test_a_context_that_fills_up_ends_with_length(harness: MakeHarness) -> None:
     """Per slot, a job ends where its stream ends; nothing else is touched."""
     h = harness()
     end = h.ask("agent", prompt(1, 250), 100)
     assert end.reason == "length"
     assert 250 + end.output_tokens == 256
-
-
-def test_a_full_pool_pauses_one_and_fails_none(harness: MakeHarness) -> None:
-    """Unified: four jobs of 400 tokens in a pool of 1,024 take turns through RAM, and all finish."""
-    h = harness(kv__layout="unified", scheduler__policy="fcfs")
-    segments = [h.submit(f"job{i}", prompt(i, 200), 200) for i in range(4)]
-    h.run()
-    assert [h.finished(s).output_tokens for s in segments] == [200] * 4
-    assert h.core.table.cells_used <= 1024
-    reference = harness(kv__layout="unified", scheduler__policy="fcfs")
-    assert h.finished(segments[0]).output[:8] == reference.ask("job0", prompt(0, 200), 8).output
-
-
-def test_prompts_that_do_not_fit_together_are_computed_in_turn(harness: MakeHarness) -> None:
-    """Unified: none of them fails, though any two of them are more than the pool."""
-    h = harness(kv__layout="unified", scheduler__policy="astraea", retention__ram_mib=0)
-    segments = [h.submit(f"job{i}", prompt(i, 620), 30) for i in range(4)]
-    h.run()
-    assert [h.finished(s).output_tokens for s in segments] == [30] * 4
-
-
-def test_a_preempted_segment_loses_nothing(harness: MakeHarness) -> None:
-    """A short segment takes the only slot from a long one, which then goes on where it was."""
-    changes = {
-        "context__slots": 1,
-        "context__size": 512,
-        "scheduler__preempt_factor": 1.1,
-        "scheduler__min_quantum_tokens": 4,
-    }
-    h = harness(**changes)
-    long = h.submit("long", prompt(1, 40), 300)
-    for _ in range(40):
-        h.core.step()
-    clock = h.core.clock
-    h.core.clock = lambda: clock() + 1000
-    short = h.submit("short", prompt(2, 20), 2)
-    h.core.clock = lambda: clock() + 2000
-    h.run()
-    assert [m.segment for m in h.messages if isinstance(m, Paused)] == [long]
-    order = [m.segment for m in h.messages if isinstance(m, Finished)]
-    assert order == [short, long]
-    alone = harness(**changes).ask("long", prompt(1, 40), 300)
-    assert h.finished(long).output_tokens == 300
-    assert h.finished(long).output == alone.output
-
-
-def test_cancelling_frees_the_slot_at_once(harness: MakeHarness) -> None:
-    """Queued or running, a cancelled segment is gone before the next step."""
-    h = harness(context__slots=1, context__size=512)
-    running, queued = h.submit("a", prompt(1, 30), 400), h.submit("b", prompt(2, 30), 400)
-    for _ in range(5):
-        h.core.step()
-    h.core.cancel(Cancel(queued))
-    h.core.cancel(Cancel(running))
-    assert not h.core.busy
-    assert all(s.segment is None for s in h.core.table)
-    h.run()
-    assert {h.finished(running).reason, h.finished(queued).reason} == {"cancelled"}
-    h.core.cancel(Cancel(running))  # a second time, and for one that is unknown
-    assert h.ask("c", prompt(3, 30), 4).output_tokens == 4
 
 
 def test_parking_off_means_recomputing(harness: MakeHarness) -> None:
@@ -169,16 +88,6 @@ def test_a_long_prompt_is_computed_in_equal_chunks() -> None:
             assert max(chunks) <= most
             assert max(chunks) - min(chunks) <= 1
             assert len(chunks) == -(-pending // most)
-
-
-def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness) -> None:
-    """Deltas plus the rest equal what a request without streaming gets at once."""
-    h = harness()
-    streamed = h.ask("a", prompt(1, 30), 40)
-    pieces = [m.text for m in h.messages if isinstance(m, Delta)]
-    whole = h.ask("b", prompt(1, 30), 40, stream=False)
-    assert "".join(pieces) + streamed.text == whole.text
-    assert len(pieces) > 1
 
 
 def test_a_constraint_may_ask_for_special_tokens_and_their_text(demo_model: Model) -> None:

@@ -1,6 +1,6 @@
 """The numbering of the event log."""
 
-from astraea_local.engine.eventlog import EventLog
+from astraea_local.engine.eventlog import EngineLog, EventLog
 from astraea_local.frame import Event
 
 
@@ -48,3 +48,11 @@ def test_it_is_bounded() -> None:
         log.take(_lines(start, start + 99))
     assert len(log.lines) == 200
     assert _ids(log)[-1] == 10_000
+
+
+def test_the_engine_numbers_its_lines_from_one_and_keeps_the_latest() -> None:
+    log = EngineLog()
+    for number in range(1, 251):
+        log.note("info", f"line {number}")
+    assert (log.lines[0].id, log.lines[-1].id, len(log.lines)) == (51, 250, 200)
+    assert log.lines[-1].text == "line 250"

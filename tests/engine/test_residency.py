@@ -185,7 +185,7 @@ def test_a_damaged_file_means_recomputing(harness: MakeHarness, tmp_path: Path, 
     assert cached == 0
     assert output == _again(harness(**exact), "x", 1, 200, first.output)[1]
     assert store.stats.failures == 1
-    assert any("computed again" in event.text for event in h.core.events)
+    assert any("computed again" in event.text for event in h.core.log.lines)
 
 
 def test_nothing_is_written_where_nothing_can_be(
