@@ -28,9 +28,10 @@ from astraea_local.calibration import (
 from astraea_local.engine import worker
 from astraea_local.engine.binding import Batch, BindingError, Context, Model
 from astraea_local.engine.messages import LoadFailed, Loading
+from astraea_local.engine.pipe import Pipe
 from astraea_local.engine.rounds import Deadline, Report, Rounds, measure_disk
 from astraea_local.engine.speed import device_of, fit, fit_prefill, fit_steps
-from astraea_local.engine.worker import EngineSpec, Pipe
+from astraea_local.engine.worker import EngineSpec
 from astraea_local.profile import Profile, override
 from astraea_local.scheduler.speeds import Speeds
 

@@ -6,7 +6,6 @@ or more in each step, so that those who run are not held up.
 """
 
 import enum
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,9 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from astraea_local.engine.binding import Context, Tokens
-from astraea_local.engine.kv.parts import Part, Piece, path
+from astraea_local.engine.kv.parts import Part, path
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from astraea_local.engine.kv.transfer import Transfer
+from astraea_local.engine.restores import Key, Restores, Restoring
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
 from astraea_local.scheduler.retention import IdleKv, Move, Retention, Situation
@@ -64,16 +64,6 @@ class Source:
     holder: Sequence | Part | None = None
 
 
-@dataclass(slots=True)
-class _Restore:
-    """A parked state on its way into a sequence."""
-
-    target: Sequence
-    pieces: list[Piece]
-    length: int
-    done: int = 0
-
-
 class Placer:
     """Places segments into the sequences of one context."""
 
@@ -90,7 +80,6 @@ class Placer:
         note: Callable[[str], None],
     ) -> None:
         """`note` gets a line for the event log."""
-        self._context = context
         self._table = table
         self._store = store
         self.transfer = transfer
@@ -98,8 +87,7 @@ class Placer:
         self._facts = facts
         self._min_tokens = min_tokens
         self._note = note
-        self._restores: dict[int | str, _Restore] = {}
-        """By segment, or by job when it is brought back before it asks."""
+        self._restores = Restores(context, table, store, transfer, facts.speeds)
         self._leaving: Sequence | None = None
         """An idle sequence whose state is being copied because its place is needed."""
 
@@ -177,17 +165,13 @@ class Placer:
             self._table.clear(sequence)
         return moved
 
-    def give_up(self, key: int | str) -> None:
+    def give_up(self, key: Key) -> None:
         """The segment is gone: what was being restored for it is left where it is."""
-        restore = self._restores.pop(key, None)
-        if restore is not None:
-            self._end(restore)
-            self._table.clear(restore.target)
+        self._restores.give_up(key)
 
     def give_up_all(self) -> None:
         """Leaves every state that is being restored where it is."""
-        for key in list(self._restores):
-            self.give_up(key)
+        self._restores.give_up_all()
 
     def _from_sequence(
         self, source: Sequence, length: int, job: str, stall: Stall
@@ -210,9 +194,7 @@ class Placer:
         self._table.trim(source, length)
         return source, len(source.tokens)
 
-    def _from_part(
-        self, segment: int | str, part: Part, length: int, stall: Stall
-    ) -> tuple[Sequence, int] | Delay:
+    def _from_part(self, key: Key, part: Part, length: int, stall: Stall) -> tuple[Sequence, int] | Delay:
         if not self._store.fetch(part, length):
             # Read from disk meanwhile, or just found to be lost.
             return Delay.MOVING
@@ -228,49 +210,19 @@ class Placer:
             # Computing it would take as many cells: it waits for those who run to end.
             running = any(s.segment is not None for s in self._table)
             return Delay.FULL if running else (target, 0)
-        for piece in pieces:
-            piece.part.busy += 1
-        target.reserved = True
-        self._restores[segment] = _Restore(target, pieces, length)
-        return self._resume(segment, stall) or (target, 0)
+        self._restores.begin(key, target, pieces, length)
+        return self._resume(key, stall) or (target, 0)
 
-    def _resume(self, segment: int | str, stall: Stall) -> tuple[Sequence, int] | Delay | None:
+    def _resume(self, key: Key, stall: Stall) -> tuple[Sequence, int] | Delay | None:
         """Goes on with a restore; None when it failed, with its sequence empty."""
-        restore = self._restores[segment]
-        if not all(self._store.knows(p.part) and p.part.buffer is not None for p in restore.pieces):
-            self.give_up(segment)
-            return None
-        began = time.perf_counter()
-        failed = False
-        with stall.timed():
-            if self.transfer.sliced:
-                rate = self._facts.speeds().restore_bytes_s
-                while restore.done < len(restore.pieces) and not failed:
-                    piece = restore.pieces[restore.done]
-                    if restore.done and not stall.allows(time.perf_counter() - began + piece.size / rate):
-                        return Delay.MOVING
-                    failed = not self.transfer.append(restore.target.id, piece)
-                    self._table.append(restore.target, piece.part.tokens[: piece.end - piece.start])
-                    restore.done += 1
-            else:
-                failed = not self.transfer.load(restore.target.id, restore.pieces)
-        del self._restores[segment]
-        self._end(restore)
-        if failed:
-            self._context.seq_rm(restore.target.id)
-            self._table.clear(restore.target)
-            self._store.discard(restore.pieces[-1].part, "llama.cpp did not accept it")
-            return None
-        self._store.restored(restore.pieces, time.perf_counter() - began)
-        if not self.transfer.sliced:
-            tokens = [p.part.tokens[: p.end - p.start] for p in restore.pieces]
-            self._table.adopt(restore.target, np.concatenate(tokens))
-        return restore.target, restore.length
-
-    def _end(self, restore: _Restore) -> None:
-        restore.target.reserved = False
-        for piece in restore.pieces:
-            piece.part.busy -= 1
+        restore = self._restores[key]
+        match self._restores.resume(key, stall):
+            case Restoring.DONE:
+                return restore.target, restore.length
+            case Restoring.MORE:
+                return Delay.MOVING
+            case Restoring.FAILED:
+                return None
 
     # -- making room -------------------------------------------------------------------------------
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from astraea_local.engine.binding import Context, ModelClass, Tokens
+from astraea_local.engine.compaction import Compactor
 from astraea_local.engine.kv.parts import Part
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from astraea_local.engine.kv.tiers import Tiers
 from astraea_local.engine.kv.transfer import Transfer
+from astraea_local.engine.part_value import part_value
 from astraea_local.engine.placement import Delay, Facts, Placer
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
@@ -22,12 +24,6 @@ from astraea_local.profile import RetentionSettings
 from astraea_local.scheduler.distribution import Distribution
 from astraea_local.scheduler.retention import Move, ParkedKv, Retention, Verdict
 
-# A finished job's state is worth little, and half of that after so long.
-_UNOWNED = 0.05
-_HALF_LIFE_S = 600.0
-# Compaction has to pay for itself within so many steps, and is not tried more often.
-_COMPACT_STEPS = 200
-_COMPACT_CELLS = 256
 # A decision is not taken again sooner than this.
 _SOONEST_S = 0.02
 # While something runs, the disk's turn comes so often.
@@ -108,9 +104,14 @@ class Residency:
         self._note = note
         self._clock = clock
         self.store = ParkedStore(
-            tiers.arena, by_rows=by_rows, value=self._value, note=note, disk=tiers.disk, clock=clock
+            tiers.arena,
+            by_rows=by_rows,
+            value=lambda part: part_value(part, facts, clock()),
+            note=note,
+            disk=tiers.disk,
+            clock=clock,
         )
-        self._compacted_at = 0
+        self._compactor = Compactor(facts)
         self._written_at = -math.inf
         self._uncopyable: set[int] = set()
         """Sequences that could not be copied when it was tried last."""
@@ -234,24 +235,9 @@ class Residency:
             self._prefetch(job, stall)
 
     def compact(self, steps: int, stall: Stall) -> None:
-        """Moves the states of a pool to its lowest cells, where the shorter span pays for it."""
-        table = self.table
-        if not self.placer.transfer.sliced or steps - self._compacted_at < _COMPACT_STEPS:
-            return
-        gap = table.span - table.cells_used
-        if gap < max(_COMPACT_CELLS, table.cells_used) or not self._facts.situation().running:
-            return
-        speeds = self._facts.speeds()
-        held = [s for s in table if len(s.tokens) and not s.reserved and not table.shares(s)]
-        moved = sum(len(s.tokens) for s in held)
-        self._compacted_at = steps
-        if gap * speeds.idle_token_s * _COMPACT_STEPS < speeds.save(moved) + speeds.restore(moved):
-            return
-        if not all(self.placer.shift(sequence, stall) for sequence in held):
-            return
-        if len(held) == sum(1 for s in table if len(s.tokens)):
-            table.compacted()
-        self.stats.compactions += 1
+        """Shortens the span of a pool where that pays; `steps` is the number of those computed so far."""
+        if self._compactor.compact(self.table, self.placer, steps, stall):
+            self.stats.compactions += 1
 
     # -- requests of a user ------------------------------------------------------------------------
 
@@ -349,17 +335,3 @@ class Residency:
         if isinstance(placed, Sequence):
             self.stats.prefetches += 1
             self.stays[placed.id] = Stay(placed, job, away.since, away.wait, ask_at=math.inf)
-
-    def _value(self, part: Part) -> float:
-        """Seconds that losing a part would cost, by how likely its conversation goes on."""
-        likely = self._likely(part)
-        return likely * self._facts.speeds().prefill(len(part.tokens), part.start)
-
-    def _likely(self, part: Part) -> float:
-        below = [part]
-        for each in below:
-            if any(self._facts.is_useful(job) for job in each.owners):
-                return 1.0
-            below.extend(each.children)
-        age = max(0.0, self._clock() - part.last_used)
-        return _UNOWNED * math.exp2(-age / _HALF_LIFE_S)

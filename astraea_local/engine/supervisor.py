@@ -9,17 +9,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import multiprocessing
-import pickle
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.child import Child, Target
 from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.memory import Reading
 from astraea_local.engine.messages import (
@@ -52,6 +48,8 @@ from astraea_local.engine.messages import (
     ToFront,
     ToolCalled,
 )
+from astraea_local.engine.questions import Questions
+from astraea_local.engine.restart_policy import RestartPolicy
 from astraea_local.engine.worker import EngineSpec
 from astraea_local.frame import Event, EventLevel, StateFrame
 from astraea_local.profile import PolicyName
@@ -63,10 +61,6 @@ SegmentEvent = Started | Delta | Paused | Finished | Failed
 
 # One crash may be bad luck; a request that was there each time is the likely cause.
 _MAX_RERUNS = 2
-_MAX_CRASHES = 5
-_HEALTHY_S = 60.0
-_FIRST_BACKOFF_S = 0.25
-_MAX_BACKOFF_S = 30.0
 # More than the engine takes to write parked states to disk.
 _STOP_S = 15.0
 
@@ -102,7 +96,7 @@ class Engine:
         self,
         spec: EngineSpec,
         *,
-        target: Callable[[EngineSpec, Connection], None] = worker.main,
+        target: Target = worker.main,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """`target` runs in the child; `on_progress` gets the share of the model that is loaded, 0..1."""
@@ -111,12 +105,10 @@ class Engine:
         self._on_progress = on_progress
         self._ids = itertools.count(1)
         self._handles: dict[int, Handle] = {}
-        self._asked: dict[int, asyncio.Future[Reply]] = {}
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
-        self._generation = 0
+        self._questions = Questions()
+        self._child: Child | None = None
         self._ready_at = 0.0
-        self._crashes = 0
+        self._restart_policy = RestartPolicy()
         self._started: asyncio.Future[Ready] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._frame_changed = asyncio.Event()
@@ -234,83 +226,36 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_s)
         self.status = "stopping"
-        self._generation += 1
+        if self._child is not None:
+            self._child.ignore()
         if self._restart is not None:
             self._restart.cancel()
         for handle in list(self._handles.values()):
             self._give(handle, Failed(handle.request.segment, "the server is stopping", "stopping", True))
-        for request in list(self._asked):
-            self._on_reply(Reply(request, "unavailable", "the server is stopping"))
+        self._questions.no_answer("the server is stopping")
         self._send([Stop()])
-        await asyncio.to_thread(self._end_process)
+        if self._child is not None:
+            await asyncio.to_thread(self._child.end, _STOP_S)
 
     # -- the child ---------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._generation += 1
-        self._connection = ours
-        self._process = context.Process(
-            target=self._target, args=(self._spec, theirs), name="astraea-engine", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        reader = threading.Thread(
-            target=self._read,
-            args=(ours, self._generation, asyncio.get_running_loop()),
-            name="engine-reader",
-            daemon=True,
-        )
-        reader.start()
-
-    def _read(self, connection: Connection, generation: int, loop: asyncio.AbstractEventLoop) -> None:
-        def post(call: Callable[..., None], *args: object) -> bool:
-            try:
-                loop.call_soon_threadsafe(call, generation, *args)
-            except RuntimeError:  # the loop is closed: the server is gone
-                return False
-            return True
-
-        while True:
-            try:
-                messages = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own child
-            except (EOFError, OSError):
-                post(self._on_death)
-                return
-            if not post(self._on_messages, messages):
-                return
+        self._child = Child(self._target, self._spec, on_messages=self._on_messages, on_death=self._on_death)
 
     async def _ask(self, question: Question) -> Reply:
         if self.status != "ready":
             return Reply(question.request, "unavailable", f"the engine is {self.status}: try again later")
-        asked: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._asked[question.request] = asked
+        asked = self._questions.asked(question)
         self._send([question])
         return await asked
 
     def _send(self, messages: list[ToEngine]) -> None:
-        # A dead child is noticed by the reader, which decides what becomes of the requests.
-        with contextlib.suppress(OSError):
-            if self._connection is not None:
-                self._connection.send_bytes(pickle.dumps(messages, protocol=pickle.HIGHEST_PROTOCOL))
-
-    def _end_process(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        process.join(_STOP_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        if self._connection is not None:
-            self._connection.close()
+        if self._child is not None:
+            self._child.send(messages)
 
     # -- what it says ------------------------------------------------------------------------------
 
-    def _on_messages(self, generation: int, messages: list[ToFront]) -> None:
-        if generation != self._generation:
-            return
+    def _on_messages(self, messages: list[ToFront]) -> None:
         for message in messages:
             match message:
                 case Loading(fraction):
@@ -324,7 +269,7 @@ class Engine:
                 case Frame(json):
                     self._on_frame(json)
                 case Reply():
-                    self._on_reply(message)
+                    self._questions.answered(message)
                 case Resized():
                     self._on_resized(message)
                 case _:
@@ -343,13 +288,9 @@ class Engine:
             self._started.set_result(message)
 
     def _on_load_failed(self, text: str) -> None:
-        self._generation += 1
+        if self._child is not None:
+            self._child.ignore()
         self._fail_for_good(text)
-
-    def _on_reply(self, reply: Reply) -> None:
-        asked = self._asked.pop(reply.request, None)
-        if asked is not None and not asked.done():
-            asked.set_result(reply)
 
     def _on_resized(self, sizes: Resized) -> None:
         if self.ready is not None:
@@ -397,37 +338,32 @@ class Engine:
 
     # -- when it dies ------------------------------------------------------------------------------
 
-    def _on_death(self, generation: int) -> None:
-        if generation != self._generation or self._process is None:
-            return
-        self._process.join()
-        code = self._process.exitcode
-        if self._connection is not None:
-            self._connection.close()
-        self._crashes = 1 if time.monotonic() - self._ready_at > _HEALTHY_S else self._crashes + 1
-        _logger.error("the engine died (%s)", _exit_words(code))
-        self._tell("error", f"the engine died ({_exit_words(code)})")
+    def _on_death(self) -> None:
+        assert self._child is not None
+        end = self._child.reap()
+        self._restart_policy.died(time.monotonic() - self._ready_at)
+        _logger.error("the engine died (%s)", end)
+        self._tell("error", f"the engine died ({end})")
         self.log.begin_life()
         if self._started is not None and not self._started.done():
-            self._fail_for_good(f"the engine died while loading the model ({_exit_words(code)})")
+            self._fail_for_good(f"the engine died while loading the model ({end})")
             return
-        for request in list(self._asked):
-            self._on_reply(Reply(request, "unavailable", f"the engine died ({_exit_words(code)})"))
+        self._questions.no_answer(f"the engine died ({end})")
         for handle in list(self._handles.values()):
-            self._decide_rerun(handle, code)
-        if self._crashes > _MAX_CRASHES:
-            self._fail_for_good(f"the engine died {self._crashes} times in a row ({_exit_words(code)})")
+            self._decide_rerun(handle, end)
+        delay = self._restart_policy.delay_s
+        if delay is None:
+            self._fail_for_good(f"the engine died {self._restart_policy.crashes} times in a row ({end})")
             return
         self.status = "restarting"
-        delay = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._crashes - 1))
         self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay))
 
-    def _decide_rerun(self, handle: Handle, code: int | None) -> None:
+    def _decide_rerun(self, handle: Handle, end: str) -> None:
         if not handle.delivered and handle.reruns < _MAX_RERUNS:
             handle.reruns += 1
             handle.phase = "queued"
             return
-        text = f"the engine died while this request was running ({_exit_words(code)}); try again"
+        text = f"the engine died while this request was running ({end}); try again"
         self._give(handle, Failed(handle.request.segment, text, "engine_restarted", retryable=True))
 
     async def _restart_after(self, delay: float) -> None:
@@ -451,9 +387,3 @@ class Engine:
             self._started.set_exception(EngineStartError(text))
         for handle in list(self._handles.values()):
             self._give(handle, Failed(handle.request.segment, text, "engine_failed", retryable=True))
-
-
-def _exit_words(code: int | None) -> str:
-    if code is None:
-        return "still exiting"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -5,13 +5,10 @@ the pipe), or when llama.cpp aborts it.
 """
 
 import contextlib
-import gc
 import logging
 import os
-import pickle
 import signal
 import threading
-import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +17,7 @@ import psutil
 
 from astraea_local import calibration
 from astraea_local.calibration import Layout
-from astraea_local.engine.actions import act
+from astraea_local.engine import loop
 from astraea_local.engine.binding import MAX_SEQUENCES as _MAX_SEQUENCES
 from astraea_local.engine.binding import (
     BindingError,
@@ -32,46 +29,21 @@ from astraea_local.engine.binding import (
     used_gpus,
 )
 from astraea_local.engine.core import EngineCore
-from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
+from astraea_local.engine.elastic import Elastic, Loaded
 from astraea_local.engine.experience import Experience
-from astraea_local.engine.frames import FrameBuilder
 from astraea_local.engine.kv.folder import default_root
 from astraea_local.engine.kv.tiers import Tiers, open_tiers
 from astraea_local.engine.kv.transfer import Form
 from astraea_local.engine.memory import MemoryProbe
 from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.messages import (
-    AskJob,
-    Cancel,
-    EndJob,
-    Frame,
-    JobAction,
     LoadFailed,
     Loading,
-    Note,
-    PauseScheduling,
-    Ready,
-    Reply,
-    Resize,
-    SetPolicy,
-    SimulatePressure,
-    Stop,
-    Submit,
-    Suspend,
-    ToEngine,
-    ToFront,
-    ToolCalled,
 )
+from astraea_local.engine.pipe import FrontGone, Pipe
 from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile, override
-from astraea_local.scheduler.pressure import Amount
 
-_logger = logging.getLogger(__name__)
-
-_FRAME_S = 0.25
-_IDLE_S = 1.0
-# While the disk works or idle states are being copied, and nothing runs.
-_MOVING_S = 0.01
 # A clean stop writes parked states to disk for at most so long.
 _FLUSH_S = 10.0
 # per_slot is chosen by `auto` when it leaves a job at least this much, or all the model was trained for.
@@ -87,35 +59,6 @@ class EngineSpec:
     profile: Profile
     model_path: Path
     log_level: int = logging.WARNING
-
-
-class FrontGone(Exception):
-    """The other end of the pipe is closed."""
-
-
-class Pipe:
-    """Lists of messages over a `multiprocessing` connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def send(self, messages: list[ToFront]) -> None:
-        """Sends all at once. Raises `FrontGone`."""
-        if messages:
-            try:
-                self._connection.send_bytes(pickle.dumps(messages, protocol=pickle.HIGHEST_PROTOCOL))
-            except OSError:
-                raise FrontGone from None
-
-    def receive(self, wait_s: float) -> list[ToEngine]:
-        """Everything that has arrived, after waiting for at most `wait_s`. Raises `FrontGone`."""
-        received: list[ToEngine] = []
-        try:
-            while self._connection.poll(0 if received else wait_s):
-                received.extend(pickle.loads(self._connection.recv_bytes()))  # noqa: S301 - our own child
-        except (EOFError, OSError):
-            raise FrontGone from None
-        return received
 
 
 def main(spec: EngineSpec, connection: Connection) -> None:
@@ -243,7 +186,7 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     watch = MemoryWatch(probe, profile.memory, model.size_bytes)
     watch.start()
     try:
-        _loop(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
+        loop.run(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
     finally:
         watch.close()
         # Also when the front is gone: who starts the server again finds its agents' states.
@@ -255,105 +198,3 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
 def _known(calibrated: bool, records: int) -> str:
     speeds = "speeds from the calibration" if calibrated else "speeds measured briefly, no calibration found"
     return f"{speeds}; {records} earlier segments to predict from"
-
-
-def _loop(
-    core: EngineCore,
-    elastic: Elastic,
-    watch: MemoryWatch,
-    experience: Experience,
-    pipe: Pipe,
-    *,
-    calibrated: bool,
-) -> None:
-    frames = FrameBuilder(core, watch)
-    info = frames.server_info()
-    pipe.send(
-        [
-            Ready(
-                model=info.model,
-                model_class=info.model_class,
-                offloaded=info.offloaded,
-                layout=info.layout,
-                slots=info.slots,
-                context=info.context,
-                job_context=info.job_context,
-                pid=info.pid,
-                calibrated=calibrated,
-            ),
-            Frame(frames.build().model_dump_json().encode()),
-        ]
-    )
-    # What exists now stays: collections in the middle of a step need not look at it again.
-    gc.collect()
-    gc.freeze()
-    next_frame = 0.0
-    was_busy, idle = False, True
-    while True:
-        for message in pipe.receive(0 if core.busy else _IDLE_S if idle else _MOVING_S):
-            match message:
-                case Submit():
-                    core.submit(message)
-                case Cancel():
-                    core.cancel(message)
-                case EndJob():
-                    core.end_job(message)
-                case ToolCalled(job, tool):
-                    core.tool_called(job, tool)
-                case Note(job, text):
-                    core.note_job(job, text)
-                case SetPolicy(name):
-                    core.dispatcher.set_policy(name)
-                case SimulatePressure(reading):
-                    watch.simulate(reading)
-                case Resize() | Suspend():
-                    pipe.send(answer(message, elastic))
-                case JobAction() | PauseScheduling() | AskJob():
-                    pipe.send([act(core, message)])
-                case Stop():
-                    return
-        if core.busy:
-            core.step()
-        idle = core.busy or not core.idle()
-        out = core.take_messages()
-        now = time.monotonic()
-        out += relieve(core, elastic, watch, now)
-        # Becoming idle is shown at once: the next look may be a second away.
-        if now >= next_frame or (was_busy and not core.busy):
-            core.forget_old_jobs()
-            if (line := experience.tick(now, busy=core.busy)) is not None:
-                core.log.note("info", line)
-            out.append(Frame(frames.build().model_dump_json().encode()))
-            next_frame = now + _FRAME_S
-        was_busy = core.busy
-        pipe.send(out)
-
-
-def answer(question: Resize | Suspend, elastic: Elastic) -> list[ToFront]:
-    """Does what was asked for; says what was done and what changed by it."""
-    try:
-        match question:
-            case Resize(_, size, slots):
-                text = elastic.resize(size, slots, "on request")
-            case Suspend(_, on):
-                text = elastic.pause() if on else elastic.resume()
-    except ResizeRefused as error:
-        return [Reply(question.request, "refused", str(error))]
-    return [elastic.now, Reply(question.request, "done", text)]
-
-
-def relieve(core: EngineCore, elastic: Elastic, watch: MemoryWatch, now: float) -> list[ToFront]:
-    """Looks at the memory, and gives back or takes what the pressure asks for."""
-    table = None if elastic.paused else core.table
-    cells = None if table is None else Amount(table.cells_total, table.cells_total - table.cells_used)
-    change = watch.tick(now, cells, elastic.state)
-    if watch.labels != core.levels:
-        core.pressure_changed(watch.labels)
-    if change is None:
-        return []
-    try:
-        elastic.resize(change.size, change.slots, change.reason)
-    except ResizeRefused as error:
-        core.log.note("warning", f"the context keeps its size: {error}")
-        return []
-    return [elastic.now]

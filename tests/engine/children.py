@@ -3,10 +3,11 @@
 import os
 from multiprocessing.connection import Connection
 
-from astraea_local.engine import worker
+from astraea_local.engine import loop, worker
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Ready, SimulatePressure, Stop, Submit
-from astraea_local.engine.worker import EngineSpec, Pipe
+from astraea_local.engine.pipe import Pipe
+from astraea_local.engine.worker import EngineSpec
 
 FLAG = "ASTRAEA_TEST_FLAG"
 
@@ -63,5 +64,5 @@ def notes_pressure(spec: EngineSpec, connection: Connection) -> None:
                 if isinstance(message, Stop):
                     return
 
-    worker._loop = serve
+    loop.run = serve
     worker.main(spec, connection)

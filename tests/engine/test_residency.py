@@ -1,13 +1,10 @@
 """Where KV goes while jobs wait, on a real context."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from astraea_local.engine.messages import Cancel
-from astraea_local.engine.stall import Stall
 from astraea_local.scheduler.distribution import Distribution
 from tests.engine.harness import Harness, MakeHarness, prompt
 
@@ -120,39 +117,6 @@ def test_parking_in_slices_holds_up_nobody_for_long_and_loses_nothing(harness: M
     assert output == _again(reference, "x", 1, 900, first.output)[1]
 
 
-def test_a_cancelled_restore_leaves_nothing_reserved(harness: MakeHarness) -> None:
-    h = harness(context__slots=2, context__size=1024, kv__layout="unified", kv__max_stall_ms=0.001)
-    first = h.ask("a", prompt(1, 400))
-    h.ask("b", prompt(2, 400))
-    h.ask("c", prompt(3, 300))
-    segment = h.submit("a", [*prompt(1, 400), *first.output, 7])
-    other = h.submit("d", prompt(4, 100), 30)
-    for _ in range(3):
-        h.core.step()
-    h.core.cancel(Cancel(segment))
-    h.run()
-    assert h.finished(other).output_tokens == 30
-    assert not any(s.reserved for s in h.core.table)
-    assert all(part.busy == 0 for part in h.core.residency.store.tree)
-
-
-def test_a_pool_is_compacted_when_its_span_is_far_above_its_use(harness: MakeHarness) -> None:
-    """Others left; the one that runs on moves to the lowest cells."""
-    h = harness(context__slots=4, context__size=4096, kv__layout="unified", retention__policy="keep")
-    # As if idle cells cost a lot here.
-    h.core.meter.speeds = replace(h.core.meter.speeds, idle_token_s=1e-3)
-    for seed in range(4):
-        h.ask(f"job{seed}", prompt(seed, 800))
-    late = h.submit("late", prompt(9, 100), 400)
-    h.core.step()
-    for seed in range(4):
-        h.core.residency.drop(f"job{seed}")
-    h.run()
-    assert h.core.residency.stats.compactions >= 1
-    assert h.core.table.span < 1200
-    assert h.finished(late).output_tokens == 400
-
-
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "deleted", "other version", "folder gone"])
 def test_a_damaged_file_means_recomputing(harness: MakeHarness, tmp_path: Path, fault: str) -> None:
     """The right answer, a counter and a line in the event log."""
@@ -199,14 +163,3 @@ def test_nothing_is_written_where_nothing_can_be(
     h.core.residency.park_now("a")
     assert _again(h, "a", 1, 200, first.output)[0] >= 200
     assert sum("cannot be kept on disk" in record.message for record in caplog.records) == 1
-
-
-def test_moving_is_limited_per_step_only_for_those_who_run() -> None:
-    free, limited = Stall(None), Stall(0.010)
-    assert free.tokens(1e-6) is None
-    assert limited.tokens(1e-6) == 6000
-    assert limited.allows(1.0)
-    limited.spent = 0.008
-    assert limited.allows(0.001)
-    assert not limited.allows(0.003)
-    assert limited.tokens(1.0) == 32
