@@ -72,13 +72,16 @@ def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace
     named = argparse.Namespace(**{**vars(args), "policy": policy, "serve_args": ""})
     with server(astraea_command(resolve("demo"), port, named), port) as url:
         asyncio.run(_warm_up(url))
+        before = _state(url)
         real, (prefill, decode) = asyncio.run(_observed(url, agents, machine.speeds))
+        work = _work(before, _state(url))
     profile = load(args.profile)
     step_s = profile.scheduler.max_step_ms / 1000
     speeds = slower(machine.speeds, prefill, decode)
     machine = replace(machine, speeds=speeds, max_step_s=step_s, signals_end=False)
     setting = Setting(policy, machine, profile.scheduler, retention="adaptive", exact_limits=True)
-    simulated = [job.jct_s for job in simulate(setting, as_simulated(agents, real.agents)).jobs]
+    found_there = simulate(setting, as_simulated(agents, real.agents))
+    simulated = [job.jct_s for job in found_there.jobs]
     summary = real.summary()
     mean = summary["mean_jct_s"]
     assert mean is not None
@@ -92,7 +95,35 @@ def compare(seed: int, policy: str, found: Calibration, args: argparse.Namespace
         "prefill_correction": prefill,
         "decode_correction": decode,
         "ratio": statistics.fmean(simulated) / mean,
+        "real_work": work,
+        "simulated_work": {
+            "busy_s": found_there.busy_s,
+            "prefilled": found_there.prefilled,
+            "recomputed": found_there.recomputed,
+            "decoded": found_there.decoded,
+        },
         "errors": summary["errors"],
+    }
+
+
+def _state(url: str) -> StateFrame:
+    answer = httpx.get(f"{url.removesuffix('/v1')}/astraea/v1/state", trust_env=False, timeout=30.0)
+    return StateFrame.model_validate_json(answer.raise_for_status().content)
+
+
+def _work(before: StateFrame, after: StateFrame) -> dict[str, float]:
+    """What the server did between the two: seconds of steps, and tokens."""
+
+    def busy(frame: StateFrame) -> float:
+        return frame.steps["steps"] * frame.steps["mean_ms"] / 1000
+
+    return {
+        "busy_s": busy(after) - busy(before),
+        "kv_moves_s": after.steps["steps"] * after.steps["kv_moves_ms"] / 1000,
+        "steps": after.steps["steps"] - before.steps["steps"],
+        "prefilled": after.totals.prefilled_tokens - before.totals.prefilled_tokens,
+        "cached": after.totals.cached_tokens - before.totals.cached_tokens,
+        "decoded": after.totals.decoded_tokens - before.totals.decoded_tokens,
     }
 
 

@@ -142,6 +142,10 @@ class Dispatcher:
         now, at_once = self.clock(), Stall(None)
         if placer.make_room(cells, at_once):
             return
+        # What is on its way back was not needed until now.
+        placer.give_up_all()
+        if placer.make_room(cells, at_once):
+            return
         running = [run for run in lifecycle.runs.values() if run.sequence is not None]
         if len(running) > 1:
             victim = self.scheduler.last(now)
@@ -156,8 +160,7 @@ class Dispatcher:
             table.clear(sequence)
             return
         (run,) = running
-        # Nobody fails for a pin, or for what is on its way back.
-        placer.give_up_all()
+        # Nobody fails for a pin.
         if placer.make_room(cells, at_once, pinned=True):
             return
         if run.output:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from astraea_local.engine.binding import Context, Tokens
+from astraea_local.engine.binding import Tokens
 from astraea_local.engine.kv.parts import Part, path
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from astraea_local.engine.kv.transfer import Transfer
-from astraea_local.engine.restores import Key, Restores, Restoring
+from astraea_local.engine.restores import Key, Restores, Restoring, cells_for
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
 from astraea_local.scheduler.retention import IdleKv, Move, Retention, Situation
@@ -69,7 +69,6 @@ class Placer:
 
     def __init__(
         self,
-        context: Context,
         table: SequenceTable,
         store: ParkedStore,
         transfer: Transfer,
@@ -87,7 +86,7 @@ class Placer:
         self._facts = facts
         self._min_tokens = min_tokens
         self._note = note
-        self._restores = Restores(context, table, store, transfer, facts.speeds)
+        self._restores = Restores(table, store, transfer, facts.speeds)
         self._leaving: Sequence | None = None
         """An idle sequence whose state is being copied because its place is needed."""
 
@@ -202,9 +201,7 @@ class Placer:
         if isinstance(target, Delay):
             return target
         pieces = path(part, length)
-        # A part is loaded whole, and what is beyond its piece cut off afterwards.
-        surplus = max(piece.part.end - piece.end for piece in pieces)
-        if not self.make_room(length + surplus, stall, keep=target):
+        if not self.make_room(cells_for(pieces), stall, keep=target):
             if self._leaving is not None:
                 return Delay.MOVING
             # Computing it would take as many cells: it waits for those who run to end.
@@ -289,7 +286,7 @@ class Placer:
         return True
 
     def _evict(self, stall: Stall, keep: Sequence | None, *, pinned: bool = False) -> Sequence | Delay:
-        victim = self._leaving
+        victim, self._leaving = self._leaving, None
         move = Move.RAM
         # Its place may have been emptied meanwhile, and be in use for something else.
         if victim is None or victim is keep or victim not in self._table.idle():
@@ -301,10 +298,9 @@ class Placer:
                 victim = self._last_resort(keep, pinned=pinned)
                 if victim is None:
                     return Delay.FULL
-        self._leaving = victim
         if not self.move_out(victim, move, stall):
+            self._leaving = victim
             return Delay.MOVING
-        self._leaving = None
         return victim
 
     def _last_resort(self, keep: Sequence | None, *, pinned: bool) -> Sequence | None:

@@ -129,7 +129,6 @@ class Residency:
             context, self.store.arena, by_rows=self.store.by_rows, spare=spare, allocate=self._allocate
         )
         placer = Placer(
-            context,
             table,
             self.store,
             transfer,

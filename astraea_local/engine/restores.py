@@ -1,13 +1,11 @@
 """Parked states on their way into sequences, in slices of one or more in each step."""
 
 import enum
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from astraea_local.engine.binding import Context
 from astraea_local.engine.kv.parts import Piece
 from astraea_local.engine.kv.store import ParkedStore
 from astraea_local.engine.kv.transfer import Transfer
@@ -26,7 +24,7 @@ class Restoring(enum.Enum):
     MORE = enum.auto()
     """This step's time is used up, slices are left."""
     FAILED = enum.auto()
-    """Part of the state was lost meanwhile, or llama.cpp did not accept it; the sequence is empty."""
+    """Its parts or its cells were lost meanwhile, or llama.cpp did not accept it; the sequence is empty."""
 
 
 @dataclass(slots=True)
@@ -39,6 +37,18 @@ class Restore:
     """Tokens wanted; the last piece may bring more."""
     done: int = 0
     """Pieces that are loaded."""
+    seconds: float = 0.0
+    """What that took."""
+
+    @property
+    def cells(self) -> int:
+        """Cells of a common pool that loading the rest takes."""
+        return cells_for(self.pieces[self.done :])
+
+
+def cells_for(pieces: list[Piece]) -> int:
+    """Cells that loading these takes: parts are loaded whole, and what is beyond a piece cut off after it."""
+    return sum(p.end - p.start for p in pieces) + max((p.part.end - p.end for p in pieces), default=0)
 
 
 class Restores:
@@ -46,13 +56,11 @@ class Restores:
 
     def __init__(
         self,
-        context: Context,
         table: SequenceTable,
         store: ParkedStore,
         transfer: Transfer,
         speeds: Callable[[], Speeds],
     ) -> None:
-        self._context = context
         self._table = table
         self._store = store
         self._transfer = transfer
@@ -71,6 +79,7 @@ class Restores:
             piece.part.busy += 1
         target.reserved = True
         self._open[key] = Restore(target, pieces, length)
+        self._promise()
 
     def resume(self, key: Key, stall: Stall) -> Restoring:
         """Moves as much as this step's time allows; after `DONE` and `FAILED` the restore is over."""
@@ -78,32 +87,52 @@ class Restores:
         if not all(self._store.knows(p.part) and p.part.buffer is not None for p in restore.pieces):
             self.give_up(key)
             return Restoring.FAILED
-        began = time.perf_counter()
-        failed = False
-        with stall.timed():
-            if self._transfer.sliced:
-                rate = self._speeds().restore_bytes_s
-                while restore.done < len(restore.pieces) and not failed:
-                    piece = restore.pieces[restore.done]
-                    if restore.done and not stall.allows(time.perf_counter() - began + piece.size / rate):
-                        return Restoring.MORE
-                    failed = not self._transfer.append(restore.target.id, piece)
-                    self._table.append(restore.target, piece.part.tokens[: piece.end - piece.start])
-                    restore.done += 1
-            else:
-                failed = not self._transfer.load(restore.target.id, restore.pieces)
+        before = stall.spent
+        move = self._append_pieces if self._transfer.sliced else self._load
+        outcome = move(restore, stall)
+        restore.seconds += stall.spent - before
+        if outcome is Restoring.MORE:
+            return outcome
         del self._open[key]
         self._release(restore)
-        if failed:
-            self._context.seq_rm(restore.target.id)
+        if outcome is Restoring.FAILED:
             self._table.clear(restore.target)
-            self._store.discard(restore.pieces[-1].part, "llama.cpp did not accept it")
-            return Restoring.FAILED
-        self._store.restored(restore.pieces, time.perf_counter() - began)
-        if not self._transfer.sliced:
-            tokens = [p.part.tokens[: p.end - p.start] for p in restore.pieces]
-            self._table.adopt(restore.target, np.concatenate(tokens))
+        else:
+            self._store.restored(restore.pieces, restore.seconds)
+        return outcome
+
+    def _append_pieces(self, restore: Restore, stall: Stall) -> Restoring:
+        """Loads pieces one behind the other, as long as time allows."""
+        table, rate = self._table, self._speeds().restore_bytes_s
+        for piece in restore.pieces[restore.done :]:
+            if not stall.allows(piece.size / rate):
+                return Restoring.MORE
+            if table.cells_total - table.cells_used < cells_for([piece]):
+                # A decode found no other cell. The state is as good as before.
+                return Restoring.FAILED
+            with stall.timed():
+                appended = self._transfer.append(restore.target.id, piece)
+            if not appended:
+                self._refused(restore)
+                return Restoring.FAILED
+            table.append(restore.target, piece.part.tokens[: piece.end - piece.start])
+            restore.done += 1
+            self._promise()
         return Restoring.DONE
+
+    def _load(self, restore: Restore, stall: Stall) -> Restoring:
+        """Loads everything at once, into a sequence that has no other cells to take."""
+        with stall.timed():
+            loaded = self._transfer.load(restore.target.id, restore.pieces)
+        if not loaded:
+            self._refused(restore)
+            return Restoring.FAILED
+        tokens = [p.part.tokens[: p.end - p.start] for p in restore.pieces]
+        self._table.adopt(restore.target, np.concatenate(tokens))
+        return Restoring.DONE
+
+    def _refused(self, restore: Restore) -> None:
+        self._store.discard(restore.pieces[-1].part, "llama.cpp did not accept it")
 
     def give_up(self, key: Key) -> None:
         """Nobody wants it any more: the state is left where it is, and the sequence empty."""
@@ -117,7 +146,12 @@ class Restores:
         for key in list(self._open):
             self.give_up(key)
 
+    def _promise(self) -> None:
+        if self._table.unified:
+            self._table.promised = sum(restore.cells for restore in self._open.values())
+
     def _release(self, restore: Restore) -> None:
         restore.target.reserved = False
+        self._promise()
         for piece in restore.pieces:
             piece.part.busy -= 1

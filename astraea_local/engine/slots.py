@@ -143,6 +143,8 @@ class SequenceTable:
         self.sequences = [Sequence(i) for i in range(count)]
         self._ledger = CellLedger()
         self._highest = 0
+        self.promised = 0
+        """Cells of a common pool that states on their way back will still take."""
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self.sequences)
@@ -159,8 +161,8 @@ class SequenceTable:
 
     @property
     def cells_free(self) -> int:
-        """Free cells of the common pool; meaningless in the per-slot layout."""
-        return self.cells_total - self._ledger.used
+        """Free cells of the common pool that are not promised; meaningless in the per-slot layout."""
+        return self.cells_total - self._ledger.used - self.promised
 
     @property
     def span(self) -> int:

@@ -83,6 +83,16 @@ def test_a_pinned_state_stays_in_its_slot(harness: MakeHarness) -> None:
     assert "mine" not in {s.job for s in h.core.table.idle()}
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pins_lock_nobody_out(harness: MakeHarness, layout: str) -> None:
+    """As after a resize, when what is pinned fills a context that was larger."""
+    h = harness(context__slots=2, context__size=512, kv__layout=layout)
+    for job in ("a", "b"):
+        h.ask(job, prompt(ord(job), 180))
+        h.core.residency.pin(job, True)
+    assert h.ask("c", prompt(3, 240)).output_tokens == 8
+
+
 def test_a_state_is_brought_back_before_its_job(harness: MakeHarness) -> None:
     """Its place was needed, is free again, and the tool is about to return."""
     h = harness(context__slots=1, context__size=512)

@@ -1,6 +1,9 @@
 """States on their way back into the context."""
 
 from astraea_local.engine.messages import Cancel
+from astraea_local.engine.placement import Delay
+from astraea_local.engine.slots import Sequence
+from astraea_local.engine.stall import Stall
 from tests.engine.harness import MakeHarness, prompt
 
 
@@ -18,3 +21,42 @@ def test_a_cancelled_restore_leaves_nothing_reserved(harness: MakeHarness) -> No
     assert h.finished(other).output_tokens == 30
     assert not any(s.reserved for s in h.core.table)
     assert all(part.busy == 0 for part in h.core.residency.store.tree)
+
+
+def test_who_decodes_takes_no_cells_from_a_state_on_its_way_back(harness: MakeHarness) -> None:
+    """Else it could not be loaded to its end, and would be lost."""
+    h = harness(context__slots=2, context__size=512, kv__layout="unified", kv__max_stall_ms=0.001)
+    first = h.ask("a", prompt(1, 300))
+    h.ask("b", prompt(2, 300))
+    other = h.submit("c", prompt(3, 60), 120)
+    h.core.step()
+    segment = h.submit("a", [*prompt(1, 300), *first.output, 7], 30)
+    h.run()
+    assert h.finished(segment).cached_tokens >= 300
+    assert h.finished(other).output_tokens == 120
+    assert h.core.residency.store.stats.failures == 0
+    assert h.core.table.promised == 0
+
+
+def test_what_leaves_its_slot_is_not_what_was_put_there_meanwhile(harness: MakeHarness) -> None:
+    """A state that was being copied out is dropped, and another is on its way into the same sequence."""
+    h = harness(context__slots=2, context__size=2048, kv__layout="unified", retention__policy="lru")
+    residency, table = h.core.residency, h.core.table
+    first = h.ask("a", prompt(1, 200))
+    residency.park_now("a")
+    talk = [*prompt(1, 200), *first.output, *prompt(4, 30)]
+    h.ask("a", talk)
+    residency.park_now("a")
+    h.ask("b", prompt(2, 300))
+    h.ask("c", prompt(3, 300))
+    little = 1e-9
+    assert not residency.placer.make_room(table.cells_total, Stall(little))
+    residency.drop("b")
+    residency.drop("c")
+    found = residency.store.tree.end_of("a")
+    assert found is not None
+    assert residency.placer.bring_back("a", *found, Stall(little)) is Delay.MOVING
+    assert not residency.placer.make_room(table.cells_total, Stall(None))
+    back = residency.placer.bring_back("a", *found, Stall(None))
+    assert isinstance(back, Sequence)
+    assert h.context.seq_end(back.id) == len(back.tokens) == found[1] >= len(talk)
