@@ -34,6 +34,9 @@ class EngineFacts:
     def is_running(self, job: str) -> bool:
         return any(run.sequence is not None and run.request.job == job for run in self.runs.values())
 
+    def is_asking(self, job: str) -> bool:
+        return any(run.request.job == job for run in self.runs.values())
+
     def describe(self, sequence: Sequence) -> IdleKv:
         assert self.residency is not None
         job, stay = self._job(sequence.job), self.residency.stays.get(sequence.id)

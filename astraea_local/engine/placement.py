@@ -46,6 +46,9 @@ class Facts(Protocol):
     def is_running(self, job: str) -> bool:
         """Whether a segment of the job has a sequence."""
 
+    def is_asking(self, job: str) -> bool:
+        """Whether a segment of the job is queued or running."""
+
 
 class Delay(enum.Enum):
     """Why a segment was not placed."""
@@ -155,6 +158,11 @@ class Placer:
             return placed
         placed[0].job = job
         return placed[0]
+
+    @property
+    def brought_back(self) -> list[str]:
+        """Jobs whose state is on its way back before they ask for it."""
+        return self._restores.jobs
 
     def shift(self, sequence: Sequence, stall: Stall) -> bool:
         """Moves a state to the lowest free cells of the pool; on failure the sequence is empty."""

@@ -206,7 +206,11 @@ class Residency:
         """Whether moves wait for the next tick."""
         if self.store.disk is not None and self.store.disk.busy:
             return True
-        return self.policy.copies_ahead and self._live is not None and self._uncopied() is not None
+        if self._live is None:
+            return False
+        if self.placer.brought_back:
+            return True
+        return self.policy.copies_ahead and self._uncopied() is not None
 
     def ask_again(self) -> None:
         """The pressure changed: all decisions are reconsidered."""
@@ -230,6 +234,7 @@ class Residency:
             self._reconsider(stay, stall, now)
         if not busy:
             self._copy_ahead(stall)
+        self._give_up_unwanted()
         for job in [j for j, away in self.away.items() if away.back_at is not None and away.back_at <= now]:
             self._prefetch(job, stall)
 
@@ -317,14 +322,21 @@ class Residency:
                 return sequence
         return None
 
+    def _give_up_unwanted(self) -> None:
+        """What was on its way back, and is not to be brought back any more."""
+        for job in self.placer.brought_back:
+            away = self.away.get(job)
+            # Whoever asks takes it over.
+            if (away is None or away.back_at is None) and not self._facts.is_asking(job):
+                self.placer.give_up(job)
+
     def _prefetch(self, job: str, stall: Stall) -> None:
         away, found = self.away[job], self.store.tree.end_of(job)
         if found is None:
             away.back_at = None
             return
         part, length = found
-        table, crowded = self.table, self._facts.situation().waiting > 0
-        if crowded or table.free() is None or (table.unified and table.cells_free < 2 * length):
+        if job not in self.placer.brought_back and not self._has_room_for(length):
             away.back_at = self._clock() + _LATER_S
             return
         placed = self.placer.bring_back(job, part, length, stall)
@@ -334,3 +346,9 @@ class Residency:
         if isinstance(placed, Sequence):
             self.stats.prefetches += 1
             self.stays[placed.id] = Stay(placed, job, away.since, away.wait, ask_at=math.inf)
+
+    def _has_room_for(self, tokens: int) -> bool:
+        """Whether a state can be brought back without being in anybody's way."""
+        table, crowded = self.table, self._facts.situation().waiting > 0
+        free = table.free() is not None and (not table.unified or table.cells_free >= 2 * tokens)
+        return free and not crowded

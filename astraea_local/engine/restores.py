@@ -73,6 +73,11 @@ class Restores:
     def __getitem__(self, key: Key) -> Restore:
         return self._open[key]
 
+    @property
+    def jobs(self) -> list[str]:
+        """Those whose states are restored before they ask."""
+        return [key for key in self._open if isinstance(key, str)]
+
     def begin(self, key: Key, target: Sequence, pieces: list[Piece], length: int) -> None:
         """Reserves the empty sequence and holds on to the parts; nothing is moved yet."""
         for piece in pieces:

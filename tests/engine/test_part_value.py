@@ -24,6 +24,9 @@ class FewFacts:
     def is_useful(self, job: str | None) -> bool:
         return job in self.useful
 
+    def is_asking(self, job: str) -> bool:
+        raise NotImplementedError
+
     def is_running(self, job: str) -> bool:
         raise NotImplementedError
 
