@@ -64,8 +64,7 @@ def measure(workload: str, policy: str, seed: int, args: argparse.Namespace) -> 
     }
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
-            os.environ[name] = str(Path(folder) / name)
+        os.environ["XDG_STATE_HOME"] = folder
         file = Path(folder) / "profile.toml"
         file.write_text(as_toml(override(load(args.profile), changes)), encoding="utf-8")
         command = [sys.executable, "-m", "astraea_local", "serve", "--no-tui", "--profile", str(file)]

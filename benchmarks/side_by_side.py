@@ -10,6 +10,7 @@ take turns (A B A B) and never run at the same time, so that a machine that slow
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import signal
 import socket
@@ -55,14 +56,20 @@ def free_port() -> int:
 def server(command: Sequence[str], port: int) -> Iterator[str]:
     """Runs `command` until the block ends and yields its base URL once `/health` says 200.
 
-    The server is interrupted as Ctrl-C would, and killed when it has not ended after a minute. Raises
+    Its cache folder is empty: KV states that an earlier run left there would make it look better. The
+    server is interrupted as Ctrl-C would, and killed when it has not ended after a minute. Raises
     `ServerError` when it ends, or says nothing for five minutes, before it is healthy.
     """
     root = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as cache:
         # A session of its own: Ctrl-C in this terminal must not reach it twice.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "XDG_CACHE_HOME": cache},
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + _START_S
