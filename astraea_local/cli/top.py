@@ -1,6 +1,7 @@
 """`astraea-local top`: the terminal UI on a running server, a recording, or a mock."""
 
 import asyncio
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -173,10 +174,11 @@ def _watch(
         recorder = None if record is None else Recorder(record)
     except RecordError as error:
         fail(str(error))
-    watch_server(url, api_key, recorder, readonly=readonly, interval=interval)
+    with recorder or contextlib.nullcontext():
+        watch_server(url, api_key, recorder, readonly=readonly, interval=interval)
     if recorder is not None:
-        recorder.close()
-        err.print(f"{recorder.frames} frames in {record}", soft_wrap=True)
+        fault = f"; {recorder.fault}" if recorder.fault else ""
+        err.print(f"{recorder.frames} frames in {record}{fault}", soft_wrap=True)
 
 
 def watch_server(

@@ -54,6 +54,8 @@ def policy(
         fail(message_of(error.response))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(f"no server answers at {url} ({error}): start one with `astraea-local serve`", code=1)
+    except ValueError:
+        fail(f"{url} is not an astraea-local server of this version", code=1)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return

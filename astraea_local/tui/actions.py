@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from astraea_local.job_detail import JobDetail
 from astraea_local.past_jobs import Page, Query
-from astraea_local.tui.connection import message_of
+from astraea_local.tui.connection import CONNECT_S, message_of
+from astraea_local.tui.render.units import clean
 
 JobVerb = Literal["pin", "unpin", "park", "drop", "cancel", "priority"]
 Verb = (
@@ -36,7 +37,7 @@ _QUESTIONS: dict[str, str] = {
     "pause server": "Give the GPU's memory back? Running calls are parked, requests wait until it resumes.",
 }
 # Making the context anew, or parking everything, may take longer than other answers.
-_PATIENCE_S = 120.0
+_PATIENCE = httpx.Timeout(120.0, connect=CONNECT_S)
 
 
 class ActionError(Exception):
@@ -61,13 +62,22 @@ class Action:
     @property
     def question(self) -> str:
         """What to ask before doing it; empty where it does not hurt."""
-        return _QUESTIONS.get(self.verb, "").format(job=self.job, **self.body)
+        return _QUESTIONS.get(self.verb, "").format(job=clean(self.job or ""), **self.body)
 
     @property
     def text(self) -> str:
         """For the log: `park coder-1`."""
         values = " ".join(str(value) for value in self.body.values())
-        return " ".join(part for part in (self.verb, self.job, values) if part)
+        return " ".join(part for part in (self.verb, clean(self.job or ""), values) if part)
+
+
+class _Policy(BaseModel):
+    name: str
+    summary: str
+
+
+class _Policies(BaseModel):
+    policies: list[_Policy]
 
 
 class Control(Protocol):
@@ -104,7 +114,7 @@ class HttpControl:
         """Posts it; the answer's `done`, or that it was accepted. Raises `ActionError`."""
         if self.refusal:
             raise ActionError(self.refusal)
-        body = await self._ask("POST", action.path, json=action.body or None, timeout=_PATIENCE_S)
+        body = await self._ask("POST", action.path, json=action.body or None, timeout=_PATIENCE)
         return str(body.get("done") or "done")
 
     async def detail(self, job: str) -> JobDetail:
@@ -117,8 +127,8 @@ class HttpControl:
 
     async def policies(self) -> list[tuple[str, str]]:
         """From `/astraea/v1/policy`. Raises `ActionError`."""
-        body = await self._ask("GET", "policy")
-        return [(str(entry["name"]), str(entry["summary"])) for entry in body.get("policies", ())]
+        body = _checked(_Policies, await self._ask("GET", "policy"))
+        return [(entry.name, entry.summary) for entry in body.policies]
 
     async def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:

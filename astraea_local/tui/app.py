@@ -17,10 +17,10 @@ from astraea_local.frame import StateFrame
 from astraea_local.tui import themes
 from astraea_local.tui.actions import PRIORITIES, Action, ActionError, Control, JobVerb
 from astraea_local.tui.advisor import advise
-from astraea_local.tui.keys import KEYS, KeysError, KeysFile, binding
+from astraea_local.tui.keys import KEYS, KeysError, KeysFile, binding, in_force, readable
 from astraea_local.tui.pace import LEAST_INTERVAL_S, MOST_INTERVAL_S
 from astraea_local.tui.screens.base import FrameScreen
-from astraea_local.tui.screens.confirm import Confirm, Pick, Resize
+from astraea_local.tui.screens.confirm import Confirm, Leave, Pick, Resize
 from astraea_local.tui.screens.help import Help
 from astraea_local.tui.screens.history import History
 from astraea_local.tui.screens.job import JobScreen
@@ -32,11 +32,8 @@ from astraea_local.tui.view import View
 _INTERVALS = (LEAST_INTERVAL_S, 0.25, 0.5, 1.0, 2.0, 5.0, MOST_INTERVAL_S)
 _LATE_S = 2.0
 _LOG_EVERY_S = 0.3
-_QUIT_CHOICES = [
-    ("stop", "stop the server: running calls end first"),
-    ("leave", "close this screen, the server goes on"),
-    ("stay", "stay here"),
-]
+_NOT_LISTED = ("quit", "palette", "back", "open")
+"""What the palette leaves out: Textual has its own line for the first, the others make no sense there."""
 
 
 class Host(Protocol):
@@ -241,9 +238,10 @@ class AstraeaApp(App[str]):
         paused = self.view.frame is not None and self.view.frame.status == "paused"
         self.request(Action("resume server" if paused else "pause server"))
 
-    async def action_policy(self) -> None:
+    def action_policy(self) -> None:
         """Offers the policies."""
-        self.run_worker(self._offer_policies(), exit_on_error=False)
+        # Not twice when the key is pressed again before a slow server has answered.
+        self.run_worker(self._offer_policies(), group="policies", exclusive=True, exit_on_error=False)
 
     async def _offer_policies(self) -> None:
         try:
@@ -277,7 +275,7 @@ class AstraeaApp(App[str]):
         screen = self.screen
         job = screen.job if isinstance(screen, FrameScreen) else None
         if job is None and isinstance(screen, FrameScreen):
-            self.notify("put the cursor on a job first")
+            self.notify("no running or waiting job is under the cursor")
         return job
 
     # -- looking around ----------------------------------------------------------------------------------
@@ -289,14 +287,18 @@ class AstraeaApp(App[str]):
     def _open(self, screen: FrameScreen) -> None:
         if isinstance(self.screen, type(screen)):
             self.pop_screen()
-        elif isinstance(self.screen, Overview):
-            self.push_screen(screen)
         elif isinstance(self.screen, FrameScreen):
-            self.switch_screen(screen)
+            # One leads back to the overview, however many were opened from one another.
+            while not isinstance(self.screen, Overview):
+                self.pop_screen()
+            self.push_screen(screen)
 
     def action_help(self) -> None:
-        """Opens the help, or closes it."""
-        self._open(Help())
+        """Opens the help over the present screen, or closes it."""
+        if isinstance(self.screen, Help):
+            self.pop_screen()
+        elif isinstance(self.screen, FrameScreen):
+            self.push_screen(Help())
 
     def action_history(self) -> None:
         """Opens the history, or closes it."""
@@ -352,7 +354,7 @@ class AstraeaApp(App[str]):
         if self._host is None:
             self.exit()
             return
-        if isinstance(self.screen, Pick):
+        if isinstance(self.screen, Leave):
             # The impatient second Ctrl-C.
             self.exit("stop")
             return
@@ -361,19 +363,18 @@ class AstraeaApp(App[str]):
             if answer in ("stop", "leave"):
                 self.exit(answer)
 
-        self.push_screen(Pick("Close the screen?", _QUIT_CHOICES), go)
+        self.push_screen(Leave(), go)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything that has a key, and Textual's own."""
         yield from super().get_system_commands(screen)
+        keys = in_force(self.keys)
+        active = {found.binding.id: found for found in screen.active_bindings.values()}
         for name, key in KEYS.items():
-            for active in self.screen.active_bindings.values():
-                if active.binding.id == name and name not in ("quit", "palette", "back", "open"):
-                    action = active.binding.action
-                    node = active.node
-                    help_text = f"{key.group}: key {key.keys}"
-                    yield SystemCommand(key.text, help_text, self._runner(action, node))
-                    break
+            if name in active and name not in _NOT_LISTED:
+                found = active[name]
+                help_text = f"{key.group}: {readable(keys[name])}"
+                yield SystemCommand(key.text, help_text, self._runner(found.binding.action, found.node))
 
     def _runner(self, action: str, node: Any) -> Callable[[], Any]:
         async def run() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-_CONNECT_S = 3.0
+CONNECT_S = 3.0
 _SILENCE_S = 8.0
 _MOST_PORT = 65_535
 
@@ -27,7 +27,7 @@ def open_client(url: str, api_key: str | None, certificate: Path | None = None) 
     `OSError` when it cannot be read.
     """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+    timeout = httpx.Timeout(_SILENCE_S, connect=CONNECT_S)
     trusted = _trusted(url, certificate)
     # trust_env: a proxy from the environment cannot reach this computer's own server.
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, verify=trusted, trust_env=False)

@@ -1,5 +1,6 @@
 """Recordings: one StateFrame in each line, as JSON; compressed when the file's name ends in .gz."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -27,6 +28,8 @@ class Recorder:
         """Begins a new file. Raises `RecordError`, also where one is there: it may be hours of work."""
         self.path = path
         self.frames = 0
+        self.fault = ""
+        """Why it ended before its time; empty when it did not."""
         try:
             raw = path.open("xb")
         except FileExistsError:
@@ -43,14 +46,16 @@ class Recorder:
             self._file.write(frame.replace(b"\n", b" ") + b"\n")
             self._file.flush()
         except (OSError, ValueError) as error:
-            raise RecordError(f"{self.path}: recording ended: {error}") from None
+            self.fault = f"recording ended: {error}"
+            raise RecordError(f"{self.path}: {self.fault}") from None
         self.frames += 1
 
     def close(self) -> None:
-        """Completes the file."""
-        if self._file is not self._raw:
+        """Completes the file as far as there is room: what was written whole can be read in any case."""
+        with contextlib.suppress(OSError):
             self._file.close()
-        self._raw.close()
+        with contextlib.suppress(OSError):
+            self._raw.close()
 
     def __enter__(self) -> "Recorder":
         return self

@@ -87,12 +87,15 @@ class HttpSource:
                 await self._news.wait()
                 self._news.clear()
                 self._link_changed.clear()
-                if told != self._link:
-                    told = self._link
-                    yield told
                 raw, self._newest = self._newest, None
+                update = self._link if raw is None else _frame_or_link(raw, self.name)
+                link = update if isinstance(update, Link) else self._link
+                if told != link:
+                    told = link
+                    yield link
+                if isinstance(update, StateFrame):
+                    yield update
                 if raw is not None:
-                    yield _frame_or_link(raw, self.name)
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._link_changed.wait(), self.interval)
         finally:
@@ -145,7 +148,9 @@ class HttpSource:
             loading = isinstance(body, dict) and body.get("status") == "loading"
             if health.status_code != httpx.codes.SERVICE_UNAVAILABLE or not loading:
                 return
-            self._tell(Link("loading", f"loading the model, {body.get('progress', 0):.0%}"))
+            progress = body.get("progress")
+            share = f", {progress:.0%}" if isinstance(progress, int | float) else ""
+            self._tell(Link("loading", f"loading the model{share}"))
             await asyncio.sleep(_LOADING_POLL_S)
 
     async def _stream(self) -> AsyncIterator[bytes]:

@@ -71,6 +71,16 @@ def app(
     )
 
 
+class Hosted:
+    """A server that was started with the UI, and says nothing."""
+
+    def lines(self) -> list[str]:
+        return []
+
+    def ended(self) -> str | None:
+        return None
+
+
 async def until(pilot: Pilot[str], is_true: Callable[[], bool], seconds: float = 20.0) -> None:
     """Lets the app run until something is true; fails with what is on the screen."""
     for _ in range(int(seconds / 0.05)):

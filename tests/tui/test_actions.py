@@ -84,6 +84,8 @@ async def test_an_answer_of_another_version_is_told() -> None:
         await asking.history(Query())
     with pytest.raises(ActionError, match="another version"):
         await asking.detail("x")
+    with pytest.raises(ActionError, match="another version"):
+        await asking.policies()
 
 
 def test_only_what_hurts_is_asked() -> None:
@@ -92,6 +94,13 @@ def test_only_what_hurts_is_asked() -> None:
     assert Action("resize", None, {"size": 4096, "slots": 2}).question.count("4096") == 1
     assert not Action("pin", "x").question
     assert not Action("resume server").question
+
+
+def test_names_that_try_to_draw_do_not() -> None:
+    evil = Action("cancel", "a\x1b[2J\u202eb")
+    assert "\x1b" not in evil.question + evil.text
+    assert "\u202e" not in evil.question + evil.text
+    assert evil.path == "jobs/a%1B%5B2J%E2%80%AEb/cancel"
 
 
 async def test_a_recording_refuses_everything() -> None:

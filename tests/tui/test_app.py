@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from astraea_local.frame import Event, StateFrame
+from astraea_local.past_jobs import Page, Query
 from astraea_local.tui.actions import HttpControl, Refusing
 from astraea_local.tui.app import AstraeaApp
 from astraea_local.tui.connection import open_client
@@ -27,7 +28,7 @@ from astraea_local.tui.screens.job import JobScreen
 from astraea_local.tui.screens.kv_map import KvMap
 from astraea_local.tui.screens.overview import Overview
 from astraea_local.tui.source import HttpSource, ReplaySource
-from tests.tui.driving import START, Given, app, frames, text, until, world
+from tests.tui.driving import START, Given, Hosted, app, frames, text, until, world
 
 
 @asynccontextmanager
@@ -56,6 +57,24 @@ async def test_screens_open_and_close() -> None:
         await pilot.press("h", "v")
         assert isinstance(ui.screen, KvMap)
         await pilot.press("v")
+        assert isinstance(ui.screen, Overview)
+
+
+async def test_help_leads_back_to_where_it_was_opened() -> None:
+    ui = app(frames(world(), 1))
+    async with running(ui) as pilot:
+        await pilot.press("enter", "question_mark")
+        assert isinstance(ui.screen, Help)
+        await pilot.press("escape")
+        assert isinstance(ui.screen, JobScreen)
+
+
+async def test_one_key_leads_back_to_the_overview_from_screens_opened_from_one_another() -> None:
+    ui = app(frames(world(), 1))
+    async with running(ui) as pilot:
+        await pilot.press("v", "enter", "h", "question_mark", "v")
+        assert isinstance(ui.screen, KvMap)
+        await pilot.press("escape")
         assert isinstance(ui.screen, Overview)
 
 
@@ -176,6 +195,20 @@ async def test_the_policy_and_the_size_are_asked_for() -> None:
         await until(pilot, lambda: made.slots == 3)
 
 
+async def test_ctrl_c_in_a_dialog_asks_about_the_server_before_it_stops_it() -> None:
+    made = world()
+    ui = app(frames(made, 1), MockControl(made), host=Hosted())
+    async with running(ui) as pilot:
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(ui.screen, Pick))
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: "Close the screen?" in text(pilot))
+        assert ui.return_value is None
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert ui.return_value == "stop"
+
+
 async def test_held_frames_stay_and_the_newest_comes_after() -> None:
     first, second = frames(world(), 2)
     ui = app([first])
@@ -216,6 +249,29 @@ async def test_a_recording_is_paused_and_stepped(tmp_path: Path) -> None:
             assert "recording 3/5" in text(pilot)
 
 
+async def test_an_answer_to_an_older_question_is_not_shown() -> None:
+    made = world(24, steps=420)
+
+    class Slow(MockControl):
+        """Takes its time over the whole history."""
+
+        async def history(self, query: Query) -> Page:
+            if not query.job:
+                await asyncio.sleep(0.3)
+            return await super().history(query)
+
+    ui = app(frames(made, 1), Slow(made))
+    wanted = made.finished[0].job
+    async with running(ui) as pilot:
+        await pilot.press("h", "slash", *wanted, "enter")
+        table = ui.screen.query_one("#finished", Table)
+        await until(pilot, lambda: bool(table.rows))
+        await asyncio.sleep(0.4)
+        await pilot.pause()
+        assert {row.job for row in table.rows} == {job.job for job in made.finished if wanted in job.job}
+        assert f"matching '{wanted}'" in text(pilot)
+
+
 async def test_own_keys_are_used_and_shown() -> None:
     made = world()
     ui = app(frames(made, 1), MockControl(made), keys=KeysFile({"history": "y"}))
@@ -227,10 +283,13 @@ async def test_own_keys_are_used_and_shown() -> None:
 
 
 async def test_every_action_is_in_the_command_palette() -> None:
-    ui = app(frames(world(), 1))
+    ui = app(frames(world(), 1), keys=KeysFile({"park": "ctrl+k"}))
     async with running(ui):
-        titles = {command.title for command in ui.get_system_commands(ui.screen)}
-        assert {"Park KV now", "Policy", "History", "Resize the context", "Filter", "Slots panel"} <= titles
+        commands = {command.title: command.help for command in ui.get_system_commands(ui.screen)}
+        assert {"Park KV now", "Policy", "History", "Resize the context", "Filter", "Slots panel"} <= set(
+            commands
+        )
+        assert (commands["Park KV now"], commands["Raise priority"]) == ("actions: ctrl+k", "actions: >")
 
 
 @pytest.mark.parametrize("theme", ["nord", "textual-light", "ansi-dark", "solarized-light"])
@@ -299,6 +358,15 @@ async def test_names_that_try_to_draw() -> None:
     async with running(ui, (200, 60)) as pilot:
         assert not any(c in text(pilot) for c in "\x1b\x07\x9b\r")
         assert "[bold]x[/]" in text(pilot)
+
+
+async def test_a_job_says_why_its_prompt_had_to_be_computed_again() -> None:
+    (frame,) = frames(world(), 1)
+    note = "prefix lost at token 1,204 of 3,300: tools changed"
+    ui = app([frame.model_copy(update={"jobs": [frame.jobs[0].model_copy(update={"prefix_note": note})]})])
+    async with running(ui) as pilot:
+        await pilot.press("enter")
+        await until(pilot, lambda: note in text(pilot))
 
 
 async def test_a_long_reason_is_shown_whole() -> None:

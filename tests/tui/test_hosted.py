@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -96,6 +98,28 @@ def test_the_server_ends_with_a_screen_that_was_killed(serving: tuple[str, str])
         started = children(terminal)
         terminal.process.kill()
         assert gone(started)
+
+
+def test_without_a_terminal_there_are_plain_lines(serving: tuple[str, str], tmp_path: Path) -> None:
+    log, port = tmp_path / "log", free_port()
+    command = [sys.executable, "-m", "astraea_local", "serve", *serving, "--port", str(port)]
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        server = Server(process, f"http://127.0.0.1:{port}", log)
+        server.wait_until(server.healthy)
+        server.wait_until(lambda: server.url in log.read_text())
+        assert server.stop() == 0
+    text = log.read_text()
+    assert "\x1b" not in text
+    assert text.splitlines()[-1] == "stopped"
+
+
+def test_no_tui_on_a_terminal(serving: tuple[str, str]) -> None:
+    with Terminal("serve", *serving, "--no-tui", "--port", "0") as terminal:
+        terminal.until("http://127.0.0.1:")
+        terminal.process.send_signal(signal.SIGINT)
+        code, lines = terminal.end()
+    assert (code, lines[-1]) == (0, "stopped")
+    assert not any("1 memory" in line for line in lines)
 
 
 def test_a_server_that_cannot_start(server: Server, serving: tuple[str, str]) -> None:

@@ -77,8 +77,10 @@ async def test_pin_park_and_drop(own_server: Server) -> None:
         await until(pilot, lambda: row(pilot, "kept").kv == "slot")
         await pilot.press("i")
         await until(pilot, lambda: row(pilot, "kept").pinned)
+        await until(pilot, lambda: said(pilot, "kept: its KV stays in its slot, on request"))
         await pilot.press("i")
         await until(pilot, lambda: not row(pilot, "kept").pinned)
+        await until(pilot, lambda: said(pilot, "kept: its KV may be moved again, on request"))
         await pilot.press("k")
         await until(pilot, lambda: said(pilot, "kept: parked "))
         await pilot.press("d", "n")
@@ -93,6 +95,7 @@ async def test_priority(own_server: Server) -> None:
         await select(pilot, "chief")
         await pilot.press("greater_than_sign")
         await until(pilot, lambda: row(pilot, "chief").priority == 1)
+        await until(pilot, lambda: said(pilot, "chief: priority set to 1, on request"))
         await pilot.press("less_than_sign")
         await until(pilot, lambda: row(pilot, "chief").priority == 0)
 
@@ -105,7 +108,7 @@ async def test_cancel_ends_the_request(own_server: Server) -> None:
         await pilot.press("c", "y")
         answer = await asyncio.wait_for(request, 20)
         assert answer.status_code >= 400
-        await until(pilot, lambda: said(pilot, "endless: "))
+        await until(pilot, lambda: said(pilot, "endless: cancelled 1 request, on request"))
 
 
 async def test_a_paused_scheduler_admits_nothing(own_server: Server) -> None:
@@ -118,6 +121,8 @@ async def test_a_paused_scheduler_admits_nothing(own_server: Server) -> None:
         await pilot.press("x")
         assert (await asyncio.wait_for(request, 30)).status_code == 200
         await until(pilot, lambda: not frame(pilot).scheduling_paused)
+        for words in ("scheduling paused: nothing new is admitted", "scheduling resumed: 1 requests waited"):
+            await until(pilot, lambda words=words: said(pilot, words))
 
 
 async def test_the_policy_is_picked_from_a_list(own_server: Server) -> None:
@@ -127,6 +132,7 @@ async def test_the_policy_is_picked_from_a_list(own_server: Server) -> None:
         assert "first come, first served" in text(pilot)
         await pilot.press("home", "down", "down", "enter")
         await until(pilot, lambda: frame(pilot).server.policy == "fcfs")
+        await until(pilot, lambda: said(pilot, "scheduling by fcfs: "))
 
 
 async def test_the_context_is_resized(own_server: Server) -> None:
@@ -138,6 +144,7 @@ async def test_the_context_is_resized(own_server: Server) -> None:
         await pilot.press("enter")
         await pilot.press("y")
         await until(pilot, lambda: (frame(pilot).server.context, frame(pilot).server.slots) == (3072, 3))
+        await until(pilot, lambda: said(pilot, "the context has 3,072 cells and 3 slots now"))
 
 
 async def test_the_server_gives_its_memory_back_and_goes_on(own_server: Server) -> None:
@@ -146,6 +153,8 @@ async def test_the_server_gives_its_memory_back_and_goes_on(own_server: Server) 
         await until(pilot, lambda: frame(pilot).status == "paused")
         await pilot.press("g")
         await until(pilot, lambda: frame(pilot).status == "ready")
+        for words in ("paused: the model is unloaded", "resumed"):
+            await until(pilot, lambda words=words: said(pilot, words))
     assert (await ask(own_server, "after")).status_code == 200
 
 

@@ -1,5 +1,6 @@
 """Recordings: what was written is read, also when the writer was killed."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,25 @@ def test_an_older_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="exists already: choose another name"):
         Recorder(tmp_path / "r.jsonl")
     assert (tmp_path / "r.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_a_disk_that_is_full_ends_the_recording_and_leaves_what_was_written(tmp_path: Path, name: str) -> None:
+    data = frames(world(), 1)[0].model_dump_json().encode()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Recorder(tmp_path / name) as recorder:
+        recorder.write(data)
+        size = (tmp_path / name).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
+        try:
+            with pytest.raises(RecordError, match="recording ended: "):
+                recorder.write(data)
+            recorder.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert recorder.fault.startswith("recording ended: ")
+    with Recording(tmp_path / name) as recording:
+        assert recorder.frames == len(recording) == 1
 
 
 @pytest.mark.parametrize(

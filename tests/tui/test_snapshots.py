@@ -1,28 +1,35 @@
 """What every screen looks like; `pytest --snapshot-update` takes new pictures after a wanted change."""
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
+import httpx
 import pytest
 from textual.pilot import Pilot
 
 from astraea_local.frame import PressureLevel, StateFrame
+from astraea_local.tui.actions import Control, HttpControl
+from astraea_local.tui.app import AstraeaApp
 from astraea_local.tui.mock import MockControl, MockWorld
 from astraea_local.tui.source import Link, Update
-from tests.tui.driving import START, Given, app, frames, until, world
+from tests.tui.driving import START, Given, Hosted, app, frames, until, world
 
 SIZES = [(80, 24), (120, 40), (200, 60)]
 SnapCompare = Callable[..., bool]
 
 
-def shown(press: str = "", sign: str = "") -> Callable[[Pilot[str]], Awaitable[None]]:
-    """Waits until the frames were taken, presses keys, and waits for what they asked the server."""
+def shown(press: str = "", job: str = "") -> Callable[[Pilot[str]], Awaitable[None]]:
+    """Waits until the frames were taken, opens a job or presses keys, and waits for what the server says."""
 
     async def before(pilot: Pilot[str]) -> None:
         source: Any = pilot.app._source  # type: ignore[attr-defined]
         assert isinstance(source, Given)
         await until(pilot, source.given.is_set)
         await pilot.pause()
+        if job:
+            assert isinstance(pilot.app, AstraeaApp)
+            pilot.app.open_job(job)
         if press:
             await pilot.press(*press.split())
         for _ in range(5):
@@ -31,9 +38,46 @@ def shown(press: str = "", sign: str = "") -> Callable[[Pilot[str]], Awaitable[N
     return before
 
 
-def busy_world() -> tuple[list[StateFrame], MockControl]:
+Shown = tuple[list[Update], Control]
+
+
+@cache
+def lively() -> Shown:
+    """Two dozen agents, some of which have ended."""
     made = world(24, steps=420)
-    return frames(made, 40), MockControl(made)
+    return list(frames(made, 40)), MockControl(made)
+
+
+@cache
+def empty() -> Shown:
+    """A server that nobody has asked for anything."""
+    made = MockWorld(7, agents=0, start=START)
+    return [made.frame().model_copy(update={"jobs": [], "queue": []})], MockControl(made)
+
+
+@cache
+def busy() -> Shown:
+    """500 agents."""
+    made = world(500, steps=200)
+    return list(frames(made, 8)), MockControl(made)
+
+
+@cache
+def pressed() -> Shown:
+    """Every memory nearly full."""
+    updates, control = lively()
+    return [under_pressure(update) for update in updates if isinstance(update, StateFrame)], control
+
+
+@cache
+def disconnected() -> Shown:
+    """A server that answered, and no longer does."""
+
+    def refused(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    client = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(refused))
+    return [*lively()[0], Link("lost", "no server answers; trying again")], HttpControl(client)
 
 
 def under_pressure(frame: StateFrame) -> StateFrame:
@@ -62,46 +106,55 @@ def under_pressure(frame: StateFrame) -> StateFrame:
     return frame.model_copy(update={"memory": memory, "kv": kv, "restarts": 2})
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize(
-    ("screen", "press"),
-    [
-        ("overview", ""),
-        ("job", "down down enter"),
-        ("history", "h"),
-        ("kv_map", "v"),
-        ("help", "question_mark"),
-        ("confirm", "d"),
-    ],
-    ids=lambda value: value if value.isidentifier() and len(value) > 2 else "",
-)
-def test_screen(snap_compare: SnapCompare, size: tuple[int, int], screen: str, press: str) -> None:
-    updates, control = busy_world()
-    assert snap_compare(app(updates, control), terminal_size=size, run_before=shown(press)), screen
-
-
-STATES: dict[str, Callable[[], list[Update]]] = {
-    "empty": lambda: [
-        MockWorld(7, agents=0, start=START).frame().model_copy(update={"jobs": [], "queue": []})
-    ],
-    "busy": lambda: [*frames(world(500, steps=200), 8)],
-    "pressure": lambda: [under_pressure(f) for f in frames(world(24), 4)],
-    "disconnected": lambda: [*frames(world(), 4), Link("lost", "no server answers; trying again")],
-    "loading": lambda: [Link("loading", "loading the model, 43%")],
-    "paused": lambda: [
-        f.model_copy(update={"status": "paused", "scheduling_paused": True}) for f in frames(world(), 2)
-    ],
+SCREENS = {"overview": "", "job": "", "history": "h", "kv_map": "v", "help": "question_mark"}
+STATES: dict[str, Callable[[], Shown]] = {
+    "lively": lively,
+    "empty": empty,
+    "busy": busy,
+    "pressure": pressed,
+    "disconnected": disconnected,
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_state(snap_compare: SnapCompare, state: str) -> None:
-    assert snap_compare(app(STATES[state]()), terminal_size=(120, 40), run_before=shown())
+def a_job(updates: list[Update]) -> str:
+    """The one with the most calls; on a server without jobs, one that has been there."""
+    last = next(update for update in reversed(updates) if isinstance(update, StateFrame))
+    return max(last.jobs, key=lambda job: job.segments).job if last.jobs else "coder-1"
+
+
+# The help is the same whatever the server does.
+PICTURES = [(state, screen) for state in STATES for screen in SCREENS if (screen, state) == ("help", "lively")]
+PICTURES += [(state, screen) for state in STATES for screen in SCREENS if screen != "help"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(("state", "screen"), PICTURES)
+def test_screen(snap_compare: SnapCompare, state: str, screen: str, size: tuple[int, int]) -> None:
+    updates, control = STATES[state]()
+    before = shown(SCREENS[screen], a_job(updates) if screen == "job" else "")
+    assert snap_compare(app(updates, control), terminal_size=size, run_before=before)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("dialog", ["drop", "policy", "resize", "quit"])
+def test_dialog(snap_compare: SnapCompare, dialog: str, size: tuple[int, int]) -> None:
+    updates, control = lively()
+    keys = {"drop": "d", "policy": "o", "resize": "z", "quit": "q"}
+    assert snap_compare(
+        app(updates, control, host=Hosted()), terminal_size=size, run_before=shown(keys[dialog])
+    )
+
+
+def test_loading(snap_compare: SnapCompare) -> None:
+    loading = app([Link("loading", "loading the model, 43%")])
+    assert snap_compare(loading, terminal_size=(120, 40), run_before=shown())
+
+
+def test_paused(snap_compare: SnapCompare) -> None:
+    changes = {"status": "paused", "scheduling_paused": True}
+    paused = app([frame.model_copy(update=changes) for frame in frames(world(), 2)])
+    assert snap_compare(paused, terminal_size=(120, 40), run_before=shown())
 
 
 def test_too_small(snap_compare: SnapCompare) -> None:
     assert snap_compare(app(frames(world(), 2)), terminal_size=(50, 12), run_before=shown())
-
-
-def test_policies(snap_compare: SnapCompare) -> None:
-    assert snap_compare(app(frames(world(), 2)), terminal_size=(80, 24), run_before=shown("o"))

@@ -19,14 +19,16 @@ FRAMES = frames(world(), 6)
 class Stream(httpx.AsyncByteStream):
     """Server-sent events, then the end of the connection or silence."""
 
-    def __init__(self, *taken: StateFrame, silent: bool = False) -> None:
-        self._taken = taken
+    def __init__(self, *taken: StateFrame | bytes, silent: bool = False, pause_s: float = 0.0) -> None:
+        self._taken = [t if isinstance(t, bytes) else t.model_dump_json().encode() for t in taken]
         self._silent = silent
+        self._pause_s = pause_s
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b": hello\n\n"
-        for frame in self._taken:
-            yield f"event: frame\ndata: {frame.model_dump_json()}\n\n".encode()
+        for data in self._taken:
+            yield b"event: frame\ndata: " + data + b"\n\n"
+            await asyncio.sleep(self._pause_s)
         if self._silent:
             await asyncio.Event().wait()
 
@@ -115,6 +117,20 @@ async def test_a_loading_model_is_shown_with_its_progress() -> None:
     server = Server(stream(FRAMES[0], silent=True), health=[{"status": "loading", "progress": 0.43}])
     seen = await collect(source(server).updates(), FRAMES[0])
     assert Link("loading", "loading the model, 43%") in seen
+
+
+async def test_a_loading_server_of_another_kind_is_waited_for_too() -> None:
+    server = Server(stream(FRAMES[0], silent=True), health=[{"status": "loading", "progress": "some"}])
+    seen = await collect(source(server).updates(), FRAMES[0])
+    assert Link("loading", "loading the model") in seen
+
+
+async def test_a_frame_that_cannot_be_read_is_told_until_the_next_one() -> None:
+    answer = httpx.Response(200, stream=Stream(FRAMES[0], b"{}", FRAMES[1], silent=True, pause_s=0.02))
+    seen = await collect(source(Server(answer)).updates(), FRAMES[1])
+    links = [update for update in seen if isinstance(update, Link)]
+    assert [link.state for link in links] == ["connecting", "live", "lost", "live"]
+    assert "not a StateFrame" in links[2].text
 
 
 async def test_a_server_that_is_starting_is_waited_for() -> None:

@@ -106,6 +106,15 @@ def test_a_server_is_watched_recorded_and_left(server: Server, tmp_path: Path) -
         assert recording.frame(0).server.pid == server.engine_pid()
 
 
+def test_readonly_refuses_actions() -> None:
+    with Terminal("top", "--mock", "--readonly") as terminal:
+        terminal.until("mock-8b")
+        terminal.press("i")
+        terminal.until("read-only: started with --readonly")
+        terminal.press("q")
+        assert terminal.end() == (0, [])
+
+
 def test_a_recording_is_played(recording: Path) -> None:
     with Terminal("top", "--replay", recording) as terminal:
         terminal.until("recording 3/3")

@@ -1,6 +1,6 @@
 """A job's life: its timeline, its segments, and the tree of its sub-agents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
@@ -11,6 +11,8 @@ from astraea_local.tui.render.table import Column
 from astraea_local.tui.render.units import clean, count, fitted, percent, seconds
 
 _LABEL = 9
+_DEEPEST = 60
+"""Columns by which the tree is indented at most."""
 ROWS = ("queued", "prefill", "decode", "paused", "tool", "parked")
 _TIERS = {"ram": "▓", "disk": "▒"}
 
@@ -124,51 +126,39 @@ def tree(jobs: Sequence[JobRow], detail: JobDetail, palette: Palette) -> list[Te
     for job in jobs:
         if job.parent is not None:
             children.setdefault(job.parent, []).append(job.job)
+    children.setdefault(detail.job, []).extend(detail.children)
     root, above = detail.job, {detail.job}
     parent = detail.parent
     while parent is not None and parent not in above:
         root = parent
         above.add(parent)
         parent = rows[parent].parent if parent in rows else None
-    lines: list[Text] = []
-    _branch(root, "", "", children, rows, detail, palette, lines, set())
+    lines = []
+    for lead, name in _branches(root, children):
+        text = Text(lead, style=palette.dim, no_wrap=True, end="")
+        text.append(clean(name), f"{palette.accent} bold" if name == detail.job else palette.text)
+        row = rows.get(name)
+        state = "gone" if row is None else row.state
+        text.append(f"  {state}", palette.of_state(state))
+        if row is not None:
+            text.append(f"  {row.segments} calls, {count(row.tokens)} tokens", palette.dim)
+        lines.append(text)
     return lines if len(lines) > 1 else []
 
 
-def _branch(
-    name: str,
-    lead: str,
-    below: str,
-    children: dict[str, list[str]],
-    rows: dict[str, JobRow],
-    detail: JobDetail,
-    palette: Palette,
-    lines: list[Text],
-    seen: set[str],
-) -> None:
-    if name in seen:
-        return
-    seen.add(name)
-    row = rows.get(name)
-    text = Text(lead, style=palette.dim, no_wrap=True, end="")
-    text.append(clean(name), f"{palette.accent} bold" if name == detail.job else palette.text)
-    state = "gone" if row is None else row.state
-    text.append(f"  {state}", palette.of_state(state))
-    if row is not None:
-        text.append(f"  {row.segments} calls, {count(row.tokens)} tokens", palette.dim)
-    lines.append(text)
-    listed = children.get(name, []) + (detail.children if name == detail.job else [])
-    mine = list(dict.fromkeys(listed))
-    for index, child in enumerate(mine):
-        last = index == len(mine) - 1
-        _branch(
-            child,
-            below + ("└─ " if last else "├─ "),
-            below + ("   " if last else "│  "),
-            children,
-            rows,
-            detail,
-            palette,
-            lines,
-            seen,
-        )
+def _branches(root: str, children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Each member once, from the root on, with what leads to it; no recursion: clients choose the depth."""
+    seen: set[str] = set()
+    left = [(root, "", "")]
+    while left:
+        name, lead, below = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        yield lead, name
+        mine = list(dict.fromkeys(children.get(name, ())))
+        ends = ["├─ "] * (len(mine) - 1) + ["└─ "]
+        for child, end in reversed(list(zip(mine, ends, strict=False))):
+            # Lines of ancestors that are this deep would be out of sight.
+            inner = below + ("   " if end == "└─ " else "│  ") if len(below) < _DEEPEST else below
+            left.append((child, below + end, inner))

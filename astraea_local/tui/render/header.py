@@ -23,7 +23,8 @@ def header(frame: StateFrame, link: str, palette: Palette, width: int, *, stale:
     `stale`: the server may be otherwise by now.
     """
     mark, role = _STATUS[frame.status]
-    state = [(f"{mark} {frame.status}", palette.dim if stale else getattr(palette, role))]
+    now = (f"{mark} {frame.status}", getattr(palette, role))
+    state = [(f"○ it was {frame.status}", palette.dim) if stale else now]
     if frame.scheduling_paused:
         state.append(("scheduling paused", palette.warn))
     if frame.restarts:

@@ -20,12 +20,10 @@ def kv_cell(job: JobRow, palette: Palette) -> Cell:
     return f"{'⚲' if job.pinned else ''}{job.kv} {amount}", style
 
 
-def wait_cell(job: JobRow, palette: Palette) -> Cell:
-    """How long the tool has taken, against what was predicted: `3.2s ~4s ≤20s`."""
-    if job.state != "waiting":
-        return "", ""
+def since_cell(job: JobRow, palette: Palette) -> Cell:
+    """How long it is in its state; a tool against what was predicted: `3.2s ~4s ≤20s`."""
     text = seconds(job.since_s)
-    if job.wait_p50_s is None:
+    if job.state != "waiting" or job.wait_p50_s is None:
         return text, ""
     text += f" ~{seconds(job.wait_p50_s)}"
     if job.wait_p90_s is not None:
@@ -35,11 +33,11 @@ def wait_cell(job: JobRow, palette: Palette) -> Cell:
 
 
 def move_cell(job: JobRow, _palette: Palette) -> Cell:
-    """What will be done with the KV, and when; else the scheduler's last reason."""
+    """When something will be done with the KV, and what; else the scheduler's last reason."""
     if not job.next_move:
         return job.reason, ""
-    when = "" if job.next_move_s is None else f" in {seconds(max(0.0, job.next_move_s))}"
-    return job.next_move + when, ""
+    when = "" if job.next_move_s is None else f"in {seconds(max(0.0, job.next_move_s))}: "
+    return when + job.next_move, ""
 
 
 def _share(part: int, whole: int) -> str:
@@ -56,27 +54,26 @@ def _progress(slot: SlotRow, palette: Palette) -> Cell:
 
 
 AGENTS: tuple[Column[JobRow], ...] = (
-    Column("AGENT", 14, lambda j, p: (j.job, p.text), grow=2, most=32, sort="job"),
+    Column("AGENT", 13, lambda j, p: (j.job, p.text), grow=2, most=32, sort="job"),
     Column("STATE", 9, lambda j, p: (j.state, p.of_state(j.state)), sort="state"),
-    Column("Q", 2, lambda j, p: (str(j.queue), p.dim), rank=4, sort="queue"),
+    Column("Q", 2, lambda j, p: (str(j.queue), p.dim), rank=5, sort="queue"),
     Column(
         "PRI",
         3,
         lambda j, p: (f"{j.priority:+d}" if j.priority else "", p.accent),
         right=True,
-        rank=11,
+        rank=10,
         sort="priority",
     ),
-    Column("TOKENS", 6, lambda j, _: (count(j.tokens), ""), right=True, rank=3, sort="tokens"),
+    Column("TOKENS", 6, lambda j, _: (count(j.tokens), ""), right=True, rank=4, sort="tokens"),
     Column("KV", 11, kv_cell, rank=1, sort="kv_bytes"),
-    Column("CALLS", 5, lambda j, _: (str(j.segments), ""), right=True, rank=9, sort="segments"),
-    Column("CACHED", 6, lambda j, _: (_share(j.cached_tokens, j.prompt_tokens), ""), right=True, rank=10),
-    Column("QUEUED", 6, lambda j, _: (seconds(j.waited_s), ""), right=True, rank=5, sort="waited_s"),
-    Column("SINCE", 5, lambda j, _: (seconds(j.since_s), ""), right=True, rank=2, sort="since_s"),
-    Column("AGE", 5, lambda j, p: (seconds(j.created_s), p.dim), right=True, rank=12, sort="created_s"),
-    Column("TOOL", 12, lambda j, p: (j.tool, p.waiting), grow=1, rank=6, sort="tool"),
-    Column("ELAPSED ~P50 ≤P90", 18, wait_cell, rank=7),
-    Column("NEXT, OR REASON", 14, move_cell, grow=4, rank=8),
+    Column("CALLS", 5, lambda j, _: (str(j.segments), ""), right=True, rank=8, sort="segments"),
+    Column("CACHED", 6, lambda j, _: (_share(j.cached_tokens, j.prompt_tokens), ""), right=True, rank=9),
+    Column("QUEUED", 6, lambda j, _: (seconds(j.waited_s), ""), right=True, rank=7, sort="waited_s"),
+    Column("AGE", 5, lambda j, p: (seconds(j.created_s), p.dim), right=True, rank=11, sort="created_s"),
+    Column("TOOL", 12, lambda j, p: (j.tool, p.waiting), grow=1, rank=3, sort="tool"),
+    Column("SINCE ~P50 ≤P90", 18, since_cell, rank=2, sort="since_s"),
+    Column("NEXT, OR REASON", 24, move_cell, grow=4, rank=6),
 )
 QUEUED: tuple[Column[SegmentRow], ...] = (
     Column("Q", 2, lambda s, p: (str(s.queue), p.dim)),

@@ -80,6 +80,18 @@ class Pick(_Dialog[Answer | None], Generic[Answer]):
         self.dismiss(self._options[event.option_index][0])
 
 
+class Leave(Pick[str]):
+    """Asks what becomes of the server that was started with the UI: `stop`, `leave` or `stay`."""
+
+    def __init__(self) -> None:
+        options = (
+            ("stop", "stop the server: running calls end first"),
+            ("leave", "close this screen, the server goes on"),
+            ("stay", "stay here"),
+        )
+        super().__init__("Close the screen?", options)
+
+
 class Resize(_Dialog[tuple[int, int] | None]):
     """Asks for the cells and slots of the context; None when it is left."""
 

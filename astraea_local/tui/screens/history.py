@@ -1,5 +1,6 @@
 """Jobs that have ended, from the server's history."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widgets import Input
+from textual.worker import Worker
 
 from astraea_local.past_jobs import PastJob, Query, SortKey, as_csv
 from astraea_local.tui.actions import ActionError
@@ -41,7 +43,7 @@ class History(FrameScreen):
         self._folder = folder
         self._query = Query(limit=_SHOWN)
         self._jobs: list[PastJob] = []
-        self._asking = False
+        self._asked: Worker[None] | None = None
 
     def body(self) -> ComposeResult:
         """The table, and the line of its filter."""
@@ -56,9 +58,8 @@ class History(FrameScreen):
         self._ask()
 
     def _ask(self) -> None:
-        if not self._asking:
-            self._asking = True
-            self.run_worker(self._fetch(), exit_on_error=False)
+        if self._asked is None or self._asked.is_finished:
+            self._asked = self.run_worker(self._fetch(), exit_on_error=False)
 
     async def _fetch(self) -> None:
         table = self.query_one("#finished", Table)
@@ -67,8 +68,6 @@ class History(FrameScreen):
         except ActionError as error:
             table.retitle(f"history: {error}")
             return
-        finally:
-            self._asking = False
         self._jobs = page.jobs
         order = "▲" if self._query.order == "asc" else "▼"
         named = f" matching {self._query.job!r}" if self._query.job else ""
@@ -81,7 +80,10 @@ class History(FrameScreen):
 
     def _change(self, **changes: object) -> None:
         self._query = Query.model_validate(self._query.model_dump() | changes)
-        self._asking = False
+        if self._asked is not None:
+            # Its answer would be shown as that of the new question.
+            self._asked.cancel()
+            self._asked = None
         self._ask()
 
     def action_sort(self) -> None:
@@ -136,10 +138,15 @@ class History(FrameScreen):
                     break
             stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.ui.clock()))
             file = self._folder() / f"astraea-history-{stamp}.{form}"
-            text = as_csv(jobs) if form == "csv" else json.dumps([job.model_dump() for job in jobs], indent=1)
-            with file.open("x", encoding="utf-8", newline="") as out:
-                out.write(text)
+            # In a thread: years of jobs, or a slow disk, must not stop the screen.
+            await asyncio.to_thread(_write, file, jobs, form)
         except (ActionError, OSError) as error:
             self.notify(str(error), severity="error", title="not exported", markup=False)
             return
         self.notify(f"{len(jobs)} jobs in {file}", markup=False)
+
+
+def _write(file: Path, jobs: list[PastJob], form: str) -> None:
+    text = as_csv(jobs) if form == "csv" else json.dumps([job.model_dump() for job in jobs], indent=1)
+    with file.open("x", encoding="utf-8", newline="") as out:
+        out.write(text)

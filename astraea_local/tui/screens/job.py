@@ -14,7 +14,7 @@ from astraea_local.tui.panels.lines import Lines
 from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.gantt import SEGMENTS, gantt, tree
 from astraea_local.tui.render.palette import Palette
-from astraea_local.tui.render.rows import kv_cell, wait_cell
+from astraea_local.tui.render.rows import kv_cell, move_cell, since_cell
 from astraea_local.tui.render.units import clean, count, percent, seconds
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
@@ -139,16 +139,20 @@ def _more(row: JobRow, palette: Palette) -> list[Text]:
     share = percent(row.cached_tokens / row.prompt_tokens) if row.prompt_tokens else "-"
     work = f"{count(row.tokens)} tokens of context, {count(row.prompt_tokens)} of prompts ({share} cached), "
     work += f"{count(row.output_tokens)} of output in {row.segments} calls"
-    times = f"queued {seconds(row.waited_s)}, in tools {seconds(row.tool_s)}, bound by {row.bound}"
+    times = f"queued {seconds(row.waited_s)}, in tools {seconds(row.tool_s)}"
+    if row.bound != "-":
+        times += f", bound by {row.bound}"
     lines = [Text(work, no_wrap=True, end=""), Text(times, no_wrap=True, end="")]
     if row.state == "waiting":
-        wait, style = wait_cell(row, palette)
+        wait, style = since_cell(row, palette)
         lines[-1].append(f"; waits for {clean(row.tool) or 'its client'}: {wait}", style or palette.waiting)
     if row.next_move:
-        when = "" if row.next_move_s is None else f" in {seconds(max(0.0, row.next_move_s))}"
-        lines.append(Text(f"next: {clean(row.next_move)}{when}", style=palette.accent, no_wrap=True, end=""))
+        move, _style = move_cell(row, palette)
+        lines.append(Text(f"next {clean(move)}", style=palette.accent, no_wrap=True, end=""))
     if row.reason:
         lines.append(Text(clean(row.reason), style=palette.dim, no_wrap=True, end=""))
+    if row.prefix_note:
+        lines.append(Text(clean(row.prefix_note), style=palette.warn, no_wrap=True, end=""))
     if row.parent:
         lines[0].append(f"; started by {clean(row.parent)}", palette.dim)
     return lines

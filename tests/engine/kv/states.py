@@ -1,10 +1,14 @@
-"""Parts with states of noise, for the tests of what keeps them."""
+"""Parts with states of noise, and disks that refuse, for the tests of what keeps them."""
 
+import errno
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
 from time import monotonic, sleep
 
 import numpy as np
+import pytest
 
 from astraea_local.engine.kv.disk import DiskStore, Event
 from astraea_local.engine.kv.files import Bytes, ModelIdentity, PartHeader
@@ -38,3 +42,34 @@ def settle(store: DiskStore, seconds: float = 30.0) -> list[Event]:
         sleep(0.001)
         events += store.poll()
     return events
+
+
+def no_space_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the disk takes the beginning of a file and no more."""
+    original = os.write
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if len(data) > 5000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on files can be read and nothing else; permissions would not stop root."""
+
+    def refuse() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("open", "chmod", "utime", "unlink"):
+        original = getattr(os, name)
+
+        def guarded(
+            path: object, *rest: int, original: Callable[..., object] = original, name: str = name
+        ) -> object:
+            if name != "open" or (rest and rest[0] & os.O_CREAT):
+                refuse()
+            return original(path, *rest)
+
+        monkeypatch.setattr(os, name, guarded)

@@ -1,8 +1,13 @@
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from astraea_local.engine.binding import Bytes
-from astraea_local.engine.kv.arena import BufferArena, size_class
+from astraea_local.engine.kv.arena import BufferArena, page_locked, plain, size_class
 
 MIB = 1 << 20
 
@@ -58,3 +63,45 @@ def test_trimming_frees_what_nobody_uses() -> None:
 def test_size_classes_waste_little(size: int) -> None:
     found = size_class(size)
     assert size <= found <= max(1 << 16, 1.25 * size)
+
+
+class _Torch(SimpleNamespace):
+    """As much of torch as is asked; a driver locks no more than 1 MiB."""
+
+    uint8 = "uint8"
+
+    def __init__(self, *, cuda: bool) -> None:
+        super().__init__(cuda=SimpleNamespace(is_available=lambda: cuda), locked=0)
+
+    def empty(self, size: int, *, dtype: str, pin_memory: bool) -> SimpleNamespace:
+        assert (dtype, pin_memory) == ("uint8", True)
+        if size > MIB:
+            raise RuntimeError("cannot allocate memory")
+        self.locked += size
+        return SimpleNamespace(numpy=lambda: np.empty(size, np.uint8))
+
+
+def test_memory_is_page_locked_where_cuda_is_and_plain_when_the_driver_refuses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = _Torch(cuda=True)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    allocate = page_locked()
+    assert allocate is not None
+    assert (len(allocate(5000)), torch.locked) == (5000, 5000)
+    assert (len(allocate(2 * MIB)), torch.locked) == (2 * MIB, 5000)
+    assert "no page-locked memory" in caplog.text
+
+
+@pytest.mark.parametrize("torch", [None, _Torch(cuda=False)], ids=["no torch", "no cuda"])
+def test_without_cuda_memory_is_plain(monkeypatch: pytest.MonkeyPatch, torch: _Torch | None) -> None:
+    # None makes the import fail.
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert page_locked() is None
+
+
+@given(st.integers(0, 10 * MIB))
+def test_plain_memory_begins_with_a_page(size: int) -> None:
+    buffer = plain(size)
+    assert len(buffer) == size
+    assert buffer.ctypes.data % 4096 == 0

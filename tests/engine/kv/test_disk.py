@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from astraea_local.engine.kv import files, folder
 from astraea_local.engine.kv.disk import DiskStore, Read, ReadFailed, WriteFailed, Written
 from astraea_local.engine.kv.files import Bytes, ModelIdentity
-from tests.engine.kv.states import IDENTITY, OTHER, part, part_id, settle
+from tests.engine.kv.states import IDENTITY, OTHER, part, part_id, read_only, settle
 
 _MIB = 1 << 20
 _WAIT_S = 30.0
@@ -369,22 +369,7 @@ def test_a_root_that_cannot_be_made_refuses_every_write(
 def test_a_folder_that_is_read_only_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with _opened(tmp_path) as store:
         _put(store, 1)
-
-    def refuse(*_arguments: object, **_options: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    for name in ("open", "chmod", "utime", "unlink"):
-        original = getattr(os, name)
-
-        def guarded(
-            path: object, *rest: int, original: Callable[..., object] = original, name: str = name
-        ) -> object:
-            reads = name == "open" and not (rest and rest[0] & os.O_CREAT)
-            if not reads:
-                refuse()
-            return original(path, *rest)
-
-        monkeypatch.setattr(os, name, guarded)
+    read_only(monkeypatch)
     with _opened(tmp_path) as store:
         assert np.array_equal(_got(store, 1), part(1)[1])
         store.write(*part(2))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +16,30 @@ from astraea_local.engine.kv.parts import path
 from astraea_local.engine.kv.spill import DiskTier
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from tests.engine.kv.conversation import Rig, rig, tokens
+from tests.engine.kv.states import no_space_left
 
 IDENTITY = ModelIdentity("f" * 32, "f16", "f16", False, "rows", "any", "0")
 NEXT = tokens(9, 1)
+FORMS = [("f16", "on"), ("q8_0", "on"), ("f16", "off")]
+"""Element type of the KV, flash attention."""
 
 
 class Bench:
     """A store over a small context, with a clock that stands still until it is moved."""
 
-    def __init__(self, model: Model, folder: Path, *, ram: int, disk: int, unified: bool = False) -> None:
-        self.rig: Rig = rig(model, unified=unified)
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        *,
+        ram: int,
+        disk: int,
+        unified: bool = False,
+        form: tuple[str, str] = ("f16", "on"),
+        rows: bool = True,
+    ) -> None:
+        kv_type, flash = form
+        self.rig: Rig = rig(model, unified=unified, kv_type=kv_type, flash=flash, rows=rows)
         self.now = 1000.0
         self.notes: list[str] = []
         self.values: dict[int, float] = {}
@@ -38,7 +53,7 @@ class Bench:
             tier.open()
         self.store = ParkedStore(
             arena,
-            by_rows=True,
+            by_rows=rows,
             value=lambda part: self.values.get(len(part.tokens), 1.0),
             note=self.notes.append,
             disk=tier,
@@ -90,8 +105,8 @@ def tiny(tiny_path: Callable[[ShapeName], Path]) -> Iterator[Model]:
 def bench(tiny: Model, tmp_path: Path) -> Iterator[MakeBench]:
     made: list[Bench] = []
 
-    def make(*, ram: int = 1 << 24, disk: int = 1 << 28, unified: bool = False) -> Bench:
-        made.append(Bench(tiny, tmp_path / "kv", ram=ram, disk=disk, unified=unified))
+    def make(model: Model = tiny, *, ram: int = 1 << 24, disk: int = 1 << 28, **more: Any) -> Bench:
+        made.append(Bench(model, tmp_path / "kv", ram=ram, disk=disk, **more))
         return made[-1]
 
     yield make
@@ -99,10 +114,20 @@ def bench(tiny: Model, tmp_path: Path) -> Iterator[MakeBench]:
         each.close()
 
 
+@pytest.fixture(scope="module", params=["tiny-swa", "tiny-recurrent", "tiny-hybrid"])
+def other(request: pytest.FixtureRequest, tiny_path: Callable[[ShapeName], Path]) -> Iterator[Model]:
+    """Models whose states cannot be taken apart."""
+    with Model(tiny_path(request.param)) as model:
+        yield model
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("unified", [False, True])
-def test_a_state_survives_ram_disk_and_a_new_server(bench: MakeBench, unified: bool) -> None:
+def test_a_state_survives_ram_disk_and_a_new_server(
+    bench: MakeBench, unified: bool, form: tuple[str, str]
+) -> None:
     """Bitwise, through every tier and the files."""
-    first = bench(unified=unified)
+    first = bench(unified=unified, form=form)
     talk = tokens(1, 180)
     first.talk(0, talk[:100])
     assert first.park(0, talk[:100], "agent") is Parking.DONE
@@ -113,11 +138,56 @@ def test_a_state_survives_ram_disk_and_a_new_server(bench: MakeBench, unified: b
     assert np.array_equal(first.rig.compute(1, NEXT), expected)
     first.settle()
     assert first.store.disk_bytes == first.store.ram_bytes > 0
-    second = bench(unified=not unified)
+    second = bench(unified=not unified, form=form)
     assert second.store.ram_bytes == 0
     assert second.store.tier_of("agent")[:2] == ("disk", 180)
     assert second.back(talk, 2)
     assert np.array_equal(second.rig.compute(2, NEXT), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("unified", [False, True])
+def test_what_two_share_is_one_file_and_comes_back_to_both(
+    bench: MakeBench, unified: bool, form: tuple[str, str]
+) -> None:
+    """Bitwise; the second one's own end hangs from the middle of the first one's state."""
+    first = bench(unified=unified, form=form)
+    context = first.rig.context
+    trunk = tokens(1, 150)
+    branch = np.concatenate([trunk[:100], tokens(2, 60)])
+    first.talk(0, trunk)
+    first.park(0, trunk, "a")
+    # The common tokens are computed once: another split of them would differ in rounding.
+    if unified:
+        context.seq_cp(0, 1, 0, 100)
+    else:
+        context.seq_cp(0, 1)
+        context.seq_rm(1, 100, -1)
+    first.talk(1, branch[100:])
+    first.park(1, branch, "b")
+    expected = [first.rig.compute(seq, NEXT) for seq in (0, 1)]
+    first.settle()
+    assert [part.start for part in first.store.tree] == [0, 100]
+    second = bench(unified=not unified, form=form)
+    for talk, logits in zip((trunk, branch), expected, strict=True):
+        assert second.back(talk, 2)
+        assert np.array_equal(second.rig.compute(2, NEXT), logits)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_states_of_other_models_survive_a_new_server(other: Model, bench: MakeBench, unified: bool) -> None:
+    """Bitwise and whole; a shorter or longer prompt finds what it can use, or nothing."""
+    first = bench(other, unified=unified, rows=False)
+    talk = tokens(1, 180)
+    first.talk(0, talk)
+    assert first.park(0, talk, "agent") is Parking.DONE
+    expected = first.rig.compute(0, NEXT)
+    first.settle()
+    second = bench(other, unified=unified, rows=False)
+    assert second.back(talk, 1)
+    assert np.array_equal(second.rig.compute(1, NEXT), expected)
+    assert second.store.find(talk[:150]) == (None, 0)
+    assert second.store.find(np.concatenate([talk, NEXT]))[1] == 180
 
 
 def test_only_new_tokens_are_copied_and_shared_ones_stored_once(bench: MakeBench) -> None:
@@ -224,6 +294,26 @@ def test_a_damaged_file_costs_its_state_and_nothing_else(bench: MakeBench, fault
     assert any("computed again" in note for note in b.notes)
     assert b.store.tier_of("job-0")[0] == "none"
     assert b.back(tokens(1, 100))
+
+
+def test_a_full_disk_is_said_once_and_costs_nothing_in_ram(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench()
+    no_space_left(monkeypatch)
+    for seq in (0, 1):
+        b.talk(seq, tokens(seq, 100))
+        b.park(seq, tokens(seq, 100), f"job-{seq}")
+        b.settle()
+    assert b.notes == ["KV states are not written to disk: No space left on device"]
+    assert b.store.disk is not None
+    assert b.store.disk.stats.failures == 1
+    assert b.store.disk_bytes == 0
+    assert all(b.back(tokens(seq, 100)) for seq in (0, 1))
+    monkeypatch.undo()
+    b.now += 100.0
+    b.settle()
+    assert b.store.disk_bytes == b.store.ram_bytes
 
 
 def test_the_disk_budget_keeps_what_is_worth_more(bench: MakeBench) -> None:

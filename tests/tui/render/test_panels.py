@@ -1,5 +1,7 @@
 """The lines of header, memory, completion, timeline, KV map, advice and the whole frame."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +18,9 @@ from astraea_local.tui.render.kv_map import cells, figures
 from astraea_local.tui.render.memory import memory
 from astraea_local.tui.render.once import once
 from astraea_local.tui.render.palette import PLAIN
+from astraea_local.tui.render.rows import AGENTS
+from astraea_local.tui.render.table import fit, line
+from astraea_local.tui.render.units import seconds
 from astraea_local.tui.trail import Trail
 from tests.tui.driving import frames, world
 
@@ -60,6 +65,29 @@ def test_the_header_names_what_is_served_and_how_it_is(frame: StateFrame) -> Non
         assert words in first
     for words in ("mock-8b", "Q4_K_M", "8.0B parameters", "6 slots", "98,304 cells unified"):
         assert words in second
+
+
+def test_the_header_of_a_server_that_is_gone_says_what_it_was(frame: StateFrame) -> None:
+    first, _ = plain(header(frame, "no server answers; trying again", PLAIN, 120, stale=True))
+    assert "○ it was ready  no server answers; trying again" in first
+    assert "●" not in first
+
+
+@pytest.mark.parametrize("width", [77, 78, 115])
+def test_agents_show_their_tool_and_its_time_at_80_columns_and_their_next_move_at_120(
+    frame: StateFrame, width: int
+) -> None:
+    job = next(job for job in frame.jobs if job.next_move_s is not None)
+    shown = line(fit(AGENTS, width), job, PLAIN).plain
+    for words in (job.job, job.tool, f"~{seconds(job.wait_p50_s or 0)} ≤", f"{job.kv} "):
+        assert words in shown
+    assert (f"in {seconds(job.next_move_s or 0)}: {job.next_move}" in shown) == (width > 100)
+
+
+def test_rendering_needs_no_textual() -> None:
+    code = "import sys, astraea_local.tui.render.once, astraea_local.tui.render.gantt; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not [name for name in run.stdout.split() if name.partition(".")[0] == "textual"]
 
 
 def test_memory_of_a_gpu_is_split_and_its_pressure_named(frame: StateFrame) -> None:
@@ -148,6 +176,15 @@ def test_a_job_that_is_its_own_ancestor_ends_the_tree(frame: StateFrame) -> None
     ]
     detail = JobDetail(at=0, job="a", parent="b", state="waiting", created=0, segments=[], spans=[])
     assert len(tree(jobs, detail, PLAIN)) == 2
+
+
+def test_a_family_of_any_depth_is_drawn(frame: StateFrame) -> None:
+    jobs = [frame.jobs[0].model_copy(update={"job": f"j{n}", "parent": f"j{n - 1}"}) for n in range(1, 3000)]
+    detail = JobDetail(at=0, job="j2", parent="j1", state="waiting", created=0, segments=[], spans=[])
+    lines = plain(tree(jobs, detail, PLAIN))
+    assert len(lines) == 3000
+    assert max(map(len, lines)) < 120
+    assert "j2999  " in lines[-1]
 
 
 def test_the_kv_map_has_a_line_for_each_slot_and_counts_losses(frame: StateFrame) -> None:
