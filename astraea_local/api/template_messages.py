@@ -184,21 +184,24 @@ def _answer_call(plain: Plain, message: Message, open_calls: list[Plain], traits
 
 def _one_by_one(messages: list[Plain]) -> list[Plain]:
     """Each call in a message of its own, its result behind it."""
-    found: list[Plain] = []
-    results = [m for m in messages if m["role"] == "tool"]
-    used: list[Plain] = []
+    groups: list[list[Plain]] = []
+    # Clients that number their calls begin anew with each answer, so only the last answer's are waited for.
+    unanswered: dict[object, list[Plain]] = {}
     for message in messages:
         calls = message.get("tool_calls", ())
+        if calls:
+            unanswered = {}
         if len(calls) > 1:
             for number, call in enumerate(calls):
-                rest = {**message, "content": message["content"] if number == 0 else "", "tool_calls": [call]}
-                found.append(rest)
-                mine = [r for r in results if r.get("tool_call_id") == call["id"]]
-                found.extend(mine[:1])
-                used.extend(mine[:1])
-        elif not any(message is u for u in used):
-            found.append(message)
-    return found
+                content = message["content"] if number == 0 else ""
+                group = [{**message, "content": content, "tool_calls": [call]}]
+                groups.append(group)
+                unanswered[call["id"]] = group
+        elif message["role"] == "tool" and message.get("tool_call_id") in unanswered:
+            unanswered.pop(message["tool_call_id"]).append(message)
+        else:
+            groups.append([message])
+    return [message for group in groups for message in group]
 
 
 def _in_words(messages: Sequence[Message], traits: Traits, tool_format: ToolFormat) -> list[Plain]:

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 _PARAGRAPH = "\n\n"
+# Members of an assistant's message that are collected paragraph by paragraph.
+_PARAGRAPHS = ("content", "reasoning_content")
 
 
 class History:
@@ -29,14 +31,12 @@ class History:
 
     def assistant(self, text: str) -> None:
         """Something the model said."""
-        turn = self._turn()
-        turn["content"] = _PARAGRAPH.join(filter(None, (turn.get("content"), text)))
+        self._turn().setdefault("content", []).append(text)
 
     def reasoning(self, text: str) -> None:
         """Something the model thought."""
         if text:
-            turn = self._turn()
-            turn["reasoning_content"] = _PARAGRAPH.join(filter(None, (turn.get("reasoning_content"), text)))
+            self._turn().setdefault("reasoning_content", []).append(text)
 
     def call(self, call_id: str, name: str, arguments: str | dict[str, Any]) -> None:
         """A tool call of the model; `arguments` as JSON text, or as the object it stands for."""
@@ -57,7 +57,7 @@ class History:
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation; it has a user's message, because many templates insist on one."""
-        said = self._messages
+        said = [_joined(message) for message in self._messages]
         if not any(message["role"] == "user" for message in said):
             said = [{"role": "user", "content": ""}, *said]
         if self._system:
@@ -68,6 +68,14 @@ class History:
         if not self._messages or self._messages[-1]["role"] != "assistant":
             self._messages.append({"role": "assistant"})
         return self._messages[-1]
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with one text for all paragraphs of what the model said, and thought."""
+    if message["role"] != "assistant":
+        return message
+    texts = {k: _PARAGRAPH.join(filter(None, message[k])) for k in _PARAGRAPHS if k in message}
+    return message | texts
 
 
 def omitted(kind: str) -> str:

@@ -166,6 +166,29 @@ def test_calls_become_text_for_templates_that_know_none() -> None:
     assert render("{{ messages[0].content }}", Message(role="assistant", tool_calls=[CALL])) == call
 
 
+def test_results_stay_with_their_calls_where_a_message_has_one_call() -> None:
+    """Also where a client numbers the calls of each answer anew."""
+    source = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('one') if m.tool_calls[1] }}"
+        "[{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}]"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+
+    def calls(*names: str) -> Message:
+        made = [{"id": f"call_{i}", "function": {"name": n, "arguments": "{}"}} for i, n in enumerate(names)]
+        return Message(role="assistant", tool_calls=made)
+
+    def result(number: int, text: str) -> Message:
+        return Message(role="tool", tool_call_id=f"call_{number}", content=text)
+
+    messages = [
+        *(calls("a", "b"), result(1, "B"), result(0, "A")),
+        *(calls("c", "d"), result(0, "C"), user("!"), result(1, "D")),
+        *(calls("e"), result(0, "E"), result(7, "?")),
+    ]
+    assert render(source, *messages) == "[a {}]A[b {}]B[c {}]C[d {}]D![e {}]E?"
+
+
 def test_tools_are_described_where_a_template_has_no_place_for_them() -> None:
     tools = [{"type": "function", "function": {"name": "read", "description": "Reads", "parameters": {}}}]
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -21,6 +21,16 @@ def test_what_belongs_to_one_turn_is_one_message() -> None:
     assert (second["tool_call_id"], last["content"]) == ("c2", "Done.")
 
 
+def test_what_is_said_and_thought_in_pieces_is_one_text_each() -> None:
+    history = History()
+    for text in ("First.", "", "Second."):
+        history.assistant(text)
+        history.reasoning(text.lower())
+    _, answer = history.messages()
+    assert (answer["content"], answer["reasoning_content"]) == ("First.\n\nSecond.", "first.\n\nsecond.")
+    assert history.messages()[1] == answer
+
+
 def test_instructions_at_the_beginning_are_one_system_message() -> None:
     history = History()
     history.system("Be brief.")
