@@ -1,8 +1,10 @@
-"""What the dialects beside chat completions share: becoming a `ChatRequest`, and counting thoughts."""
+"""What the dialects beside chat completions share: becoming a `ChatRequest`, counting thoughts, answering."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -31,6 +33,14 @@ def chat_request(fields: Mapping[str, Any], names: Mapping[str, str] | None = No
 def effort_fields(effort: str | None) -> dict[str, Any]:
     """How much the model is asked to think; levels that nobody here knows are left to the template."""
     return {"reasoning_effort": effort} if effort in _EFFORTS else {}
+
+
+def ascii_json(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in which there may be half of a surrogate pair, for which UTF-8 has no bytes.
+
+    A response repeats its request, and the object of a call's arguments what the model wrote in it.
+    """
+    return Response(json.dumps(body), media_type="application/json", headers=headers)
 
 
 def reasoning_tokens(service: Service, call: Call, reasoning: str) -> int:

@@ -145,6 +145,20 @@ def test_jobs_of_different_keys_never_meet(ann: httpx.Client, keyed: Server) -> 
     assert answer.json()["astraea"]["job"] == "bob/same"
 
 
+def test_what_one_key_stored_is_unknown_to_the_others(ann: httpx.Client, keyed: Server) -> None:
+    asked = {"input": SECRET, "max_output_tokens": 2, "ignore_eos": True}
+    stored = ann.post("/v1/responses", json=asked).json()["id"]
+    with httpx.Client(base_url=keyed.url, headers={"x-api-key": BOB}, timeout=60) as bob:
+        assert bob.get(f"/v1/responses/{stored}").status_code == 404
+        assert bob.delete(f"/v1/responses/{stored}").status_code == 404
+        continued = asked | {"previous_response_id": stored}
+        for path in ("/v1/responses", "/v1/responses/input_tokens"):
+            refused = bob.post(path, json=continued)
+            assert refused.json()["error"]["code"] == "previous_response_not_found"
+    assert ann.post("/v1/responses", json=asked | {"previous_response_id": stored}).status_code == 200
+    assert ann.get(f"/v1/responses/{stored}").status_code == 200
+
+
 def test_one_key_cannot_fill_the_queue_of_all(ann: httpx.Client, keyed: Server) -> None:
     with ann.stream("POST", CHAT, json=ENDLESS) as running:
         alive = running.iter_lines()

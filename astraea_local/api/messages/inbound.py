@@ -28,9 +28,10 @@ def conversation(body: MessagesPrompt) -> dict[str, Any]:
         _add(history, turn, f"messages.{i}.content")
     fields["messages"] = history.messages()
     fields |= _tools(body) | effort_fields(body.output_config.effort)
-    if body.thinking is not None:
-        thinks = {"enable_thinking": body.thinking.type != "disabled"}
-        fields["chat_template_kwargs"] = thinks | fields.get("chat_template_kwargs", {})
+    variables = fields.get("chat_template_kwargs", {})
+    # Anything else than an object is refused where all fields are checked.
+    if body.thinking is not None and isinstance(variables, dict):
+        fields["chat_template_kwargs"] = {"enable_thinking": body.thinking.type != "disabled"} | variables
     if (schema := _schema(body)) is not None:
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
     if isinstance(body, MessagesRequest) and body.stop_sequences:

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
 from astraea_local.api.conversation import Conversation, Logprobs, open_conversation
-from astraea_local.api.dialect import chat_request, reasoning_tokens
+from astraea_local.api.dialect import ascii_json, chat_request, reasoning_tokens
 from astraea_local.api.errors import ApiError
 from astraea_local.api.messages.inbound import conversation
 from astraea_local.api.messages.outbound import Event, Outbound
@@ -43,7 +42,7 @@ async def create_message(request: Request, body: MessagesRequest) -> Response:
         opened.close()
     if message is None:
         return Response(status_code=499)
-    return JSONResponse(message, headers=opened.call.headers)
+    return ascii_json(message, opened.call.headers)
 
 
 @router.post("/v1/messages/count_tokens")

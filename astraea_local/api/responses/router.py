@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import ServerSentEvent
 
 from astraea_local.api.conversation import Conversation, Logprobs, open_conversation
-from astraea_local.api.dialect import chat_request, reasoning_tokens
+from astraea_local.api.dialect import ascii_json, chat_request, reasoning_tokens
 from astraea_local.api.errors import ApiError
 from astraea_local.api.responses.inbound import conversation, input_items, wants_sealed
 from astraea_local.api.responses.items import Event
@@ -20,6 +20,7 @@ from astraea_local.api.responses.schemas import Item, ResponsesPrompt, Responses
 from astraea_local.api.responses.store import ResponseStore
 from astraea_local.api.service import Service, until_disconnect
 from astraea_local.api.streaming import respond
+from astraea_local.api.tools import returned_tool_of_items
 from astraea_local.engine.messages import Finished, Paused, Started
 
 router = APIRouter()
@@ -33,9 +34,11 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
     """Answers a list of items."""
     service: Service = request.app.state.service
     store: ResponseStore = request.app.state.responses
-    earlier = _earlier(store, body.previous_response_id)
+    earlier = _earlier(store, body.previous_response_id, request.state.tenant)
     chat = chat_request(conversation(body, earlier), _NAMES)
-    opened = await open_conversation(service, request, chat, endpoint="responses")
+    # Kinds of calls that no template can show are known by their items.
+    tool = returned_tool_of_items([*earlier, *input_items(body)])
+    opened = await open_conversation(service, request, chat, endpoint="responses", tool=tool)
     turn = _Turn(service, store, body, earlier, opened)
     if body.stream:
         return respond(service, opened.call, turn.stream())
@@ -45,14 +48,14 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
         opened.close()
     if response is None:
         return Response(status_code=499)
-    return _json(response, opened.call.headers)
+    return ascii_json(response, opened.call.headers)
 
 
 @router.post("/v1/responses/input_tokens")
 async def count_input_tokens(request: Request, body: ResponsesPrompt) -> dict[str, Any]:
     """How many tokens a response's input has."""
     service: Service = request.app.state.service
-    earlier = _earlier(request.app.state.responses, body.previous_response_id)
+    earlier = _earlier(request.app.state.responses, body.previous_response_id, request.state.tenant)
     chat = chat_request(conversation(body, earlier), _NAMES)
     plan = await asyncio.to_thread(service.text.chat_plan, chat)
     return {"object": "response.input_tokens", "input_tokens": len(plan.prompt)}
@@ -61,16 +64,16 @@ async def count_input_tokens(request: Request, body: ResponsesPrompt) -> dict[st
 @router.get("/v1/responses/{response_id}", responses=_NOT_STORED)
 async def get_response(request: Request, response_id: str) -> Response:
     """A stored response."""
-    stored = request.app.state.responses.get(response_id)
+    stored = request.app.state.responses.get(response_id, request.state.tenant)
     if stored is None:
         raise _unknown(response_id, 404)
-    return _json(stored.response)
+    return ascii_json(stored.response)
 
 
 @router.delete("/v1/responses/{response_id}", responses=_NOT_STORED)
 async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
     """Forgets a stored response."""
-    if not request.app.state.responses.remove(response_id):
+    if not request.app.state.responses.remove(response_id, request.state.tenant):
         raise _unknown(response_id, 404)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -132,7 +135,8 @@ class _Turn:
 
     def _keep(self) -> None:
         if self._body.store:
-            self._store.add(self._out.response, self._earlier, input_items(self._body))
+            tenant = self._opened.call.tenant
+            self._store.add(self._out.response, self._earlier, input_items(self._body), tenant)
             # Whoever goes on from this response belongs to its job.
             self._service.book.remember(self._opened.call.identity, self._out.response["id"])
 
@@ -172,10 +176,10 @@ def _about(body: ResponsesRequest, model: str) -> dict[str, Any]:
     }
 
 
-def _earlier(store: ResponseStore, response_id: str | None) -> Sequence[Item]:
+def _earlier(store: ResponseStore, response_id: str | None, tenant: str) -> Sequence[Item]:
     if response_id is None:
         return ()
-    stored = store.get(response_id)
+    stored = store.get(response_id, tenant)
     if stored is None:
         raise _unknown(response_id, 400)
     return stored.items
@@ -191,11 +195,6 @@ def _unknown(response_id: str, status: int) -> ApiError:
         code="previous_response_not_found",
         param="previous_response_id",
     )
-
-
-# A response repeats its request, in which there may be half of a surrogate pair: UTF-8 has no bytes for it.
-def _json(response: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(response), media_type="application/json", headers=headers)
 
 
 def _sse(event: Event) -> ServerSentEvent:

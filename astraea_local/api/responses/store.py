@@ -26,7 +26,9 @@ class Stored:
 
 
 class ResponseStore:
-    """The responses of one server, the least recently used given up first.
+    """The responses of one server, each known to the API key that asked for it.
+
+    The least recently used are given up first.
 
     Every response is counted with the whole conversation behind it, so that the bound on bytes holds
     however long conversations are.
@@ -38,7 +40,8 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._age_s = age_s
         self._clock = clock
-        self._stored: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
+        self._stored: OrderedDict[tuple[str, str], tuple[Stored, int]] = OrderedDict()
+        """By the name of the key and the response's id."""
         self._bytes = 0
 
     @property
@@ -49,34 +52,37 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def add(self, response: dict[str, Any], earlier: Sequence[Item], given: Sequence[Item]) -> None:
+    def add(
+        self, response: dict[str, Any], earlier: Sequence[Item], given: Sequence[Item], tenant: str = ""
+    ) -> None:
         """Keeps a response with its conversation; one that is larger than all room is not kept."""
         stored = Stored(response, tuple(earlier), tuple(given), self._clock())
         size = len(json.dumps((response, stored.earlier, stored.input)))
         if size <= self._max_bytes:
-            self._stored[response["id"]] = stored, size
+            self._stored[tenant, response["id"]] = stored, size
             self._bytes += size
         self._shrink()
 
-    def get(self, response_id: str) -> Stored | None:
-        """The response of that id, if it is still known."""
+    def get(self, response_id: str, tenant: str = "") -> Stored | None:
+        """The tenant's response of that id, if it is still known."""
         self._shrink()
-        if response_id not in self._stored:
+        key = tenant, response_id
+        if key not in self._stored:
             return None
-        self._stored.move_to_end(response_id)
-        return self._stored[response_id][0]
+        self._stored.move_to_end(key)
+        return self._stored[key][0]
 
-    def remove(self, response_id: str) -> bool:
-        """Forgets a response; False when it was not known."""
+    def remove(self, response_id: str, tenant: str = "") -> bool:
+        """Forgets a response of the tenant; False when it was not known."""
         self._shrink()
-        _, size = self._stored.pop(response_id, (None, None))
+        _, size = self._stored.pop((tenant, response_id), (None, None))
         self._bytes -= size or 0
         return size is not None
 
     def _shrink(self) -> None:
         oldest = self._clock() - self._age_s
-        for response_id in [i for i, (stored, _) in self._stored.items() if stored.at < oldest]:
-            self._bytes -= self._stored.pop(response_id)[1]
+        for key in [k for k, (stored, _) in self._stored.items() if stored.at < oldest]:
+            self._bytes -= self._stored.pop(key)[1]
         while len(self._stored) > self._entries or self._bytes > self._max_bytes:
             _, (_, size) = self._stored.popitem(last=False)
             self._bytes -= size

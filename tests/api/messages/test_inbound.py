@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,6 +96,15 @@ def test_images_leave_a_note_and_text_documents_their_text() -> None:
     assert text is not None
     assert "image omitted" in text
     assert text.endswith("notes\n\nwhat is it")
+
+
+@pytest.mark.parametrize("variables", ["x", 3, [1]])
+def test_template_variables_that_are_none_are_refused_where_they_stand(variables: Any) -> None:
+    with pytest.raises(RequestValidationError) as refused:
+        chat_request(fields(thinking={"type": "enabled"}, chat_template_kwargs=variables))
+    assert refused.value.errors()[0]["loc"] == ("chat_template_kwargs",)
+    kept = fields(thinking={"type": "enabled"}, chat_template_kwargs={"a": 1})["chat_template_kwargs"]
+    assert kept == {"enable_thinking": True, "a": 1}
 
 
 def test_tools_that_run_at_anthropic_are_left_out() -> None:

@@ -49,6 +49,17 @@ def test_a_chain_outlives_its_beginning() -> None:
     assert len(found.items) == 4
 
 
+def test_what_one_key_asked_for_is_unknown_to_the_others() -> None:
+    kept = store()
+    kept.add(response("r1"), [], [], "ann")
+    for tenant in ("", "bob"):
+        assert kept.get("r1", tenant) is None
+        assert not kept.remove("r1", tenant)
+    assert kept.get("r1", "ann") is not None
+    assert kept.remove("r1", "ann")
+    assert kept.bytes == 0
+
+
 def test_the_least_recently_used_goes_first() -> None:
     kept = store(entries=2)
     add(kept, "r1")
