@@ -17,6 +17,7 @@ Steps = Generator[AnswerPart | None, None, _T]
 _MAX_NAME = 256
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _INSIDE = re.compile(r'["\\]')
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SCALAR_END = re.compile(r"[\s,\]}<;]")
 _PAIRS = {"}": "{", "]": "["}
 
@@ -28,15 +29,12 @@ class Malformed(Exception):
 class Reader:
     """The text that came and was not yet read, and the calls found so far."""
 
-    def __init__(
-        self, tools: Mapping[str, Mapping[str, Any]], new_id: Callable[[], str], *, strict_names: bool = True
-    ) -> None:
+    def __init__(self, tools: Mapping[str, Mapping[str, Any]], new_id: Callable[[], str]) -> None:
         """`tools` are the schemas of the known ones by name; other names make no call."""
         self.tools = tools
         self.ended = False
         self.calls = 0
         self._new_id = new_id
-        self._strict = strict_names
         self._text = ""
         self._record: list[str] | None = None
         self._dropped = ""
@@ -48,14 +46,15 @@ class Reader:
 
     def begin(self, name: str) -> ToolCallBegun:
         """The start of a call. Raises `Malformed` for a name that no tool has."""
-        if self._strict and name not in self.tools:
+        if name not in self.tools:
             raise Malformed
         self.calls += 1
         return ToolCallBegun(self.calls - 1, self._new_id(), name)
 
     def fragment(self, text: str) -> ToolArguments:
         """More of the last call's arguments."""
-        return ToolArguments(self.calls - 1, text)
+        # Half of a surrogate pair, which no answer could be sent with, as JSON spells it.
+        return ToolArguments(self.calls - 1, _SURROGATE.sub(lambda m: f"\\u{ord(m[0]):04x}", text))
 
     def attempt(self, opening: str, steps: Steps[None]) -> Steps[bool]:
         """Reads what should be calls behind `opening`; returns whether it was.

@@ -11,6 +11,7 @@ from astraea_local.api.parts import AnswerPart, Reasoning, Text, ToolArguments, 
 from astraea_local.api.tool_formats.reader import Reader, Script
 from astraea_local.api.tool_formats.registry import FORMATS
 from astraea_local.api.tool_formats.thinking import AnswerForm, Style, Thinking
+from astraea_local.engine.text import TextStream
 from astraea_local.profile import ToolFormatName
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -139,6 +140,10 @@ def test_what_is_rendered_is_read_however_it_is_cut(name: str, wanted: list[Any]
     cuts = sorted(rng.randrange(len(text) + 1) for _ in range(5))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert gathered(parse(name, pieces)) == whole
+    # As the engine hands it over when each token is a single byte.
+    stream = TextStream()
+    single = [stream.push(bytes((byte,))) for byte in text.encode()] + [stream.finish()]
+    assert gathered(parse(name, [piece for piece in single if piece])) == whole
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -233,6 +238,22 @@ def test_arguments_are_streamed_as_they_come() -> None:
 def test_variants_of_models_are_understood(name: str, text: str) -> None:
     for pieces in ([text], list(text)):
         assert understood(parse(name, pieces)) == [("search", {"query": "a"})]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", r'<tool_call>{"arguments": {"query": "\ud83d"}, "name": "search"}</tool_call>'),
+        ("hermes", r'<tool_call>{"name": "search", "arguments": "{\"query\": \"\ud83d\"}"}</tool_call>'),
+        ("pythonic", r'[search(query="\ud83d")]'),
+        ("glm", '<tool_call>search\n<arg_key>tags</arg_key><arg_value>["\\ud83d"]</arg_value></tool_call>'),
+    ],
+)
+def test_arguments_can_always_be_sent(name: str, text: str) -> None:
+    """JSON and Python can spell half of a surrogate pair; UTF-8 cannot."""
+    ((_, arguments),) = gathered(parse(name, [text]))[2]
+    (value,) = json.loads(arguments.encode()).values()
+    assert value in ("\ud83d", ["\ud83d"])
 
 
 def test_harmony_tells_its_channels_apart() -> None:
