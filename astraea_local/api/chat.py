@@ -137,5 +137,5 @@ class _Form:
         return self.base("chat.completion.chunk") | {"choices": [choice]}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self._text.vocab.piece(token, special=True)
+        piece = self._text.piece(token)
         return {"token": piece.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(piece)}

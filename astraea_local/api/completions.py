@@ -30,13 +30,14 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
         if len(prompt) > 1:
             raise ApiError(400, "prompt: send one text for each request", param="prompt")
         prompt = prompt[0]
-    tokens = service.text.text_prompt(prompt)
+    # As long as a body may be, which takes a tokenizer seconds.
+    tokens = await asyncio.to_thread(service.text.text_prompt, prompt)
+    echo = await asyncio.to_thread(service.text.decode, tokens) if body.echo else ""
     guidance = await asyncio.to_thread(service.text.guidance, body)
     call = await service.open(
         request, body, tokens, endpoint="completions", top=body.logprobs, guidance=guidance
     )
-    form = _Form(service.text, body.logprobs is not None)
-    form.echo = service.text.decode(tokens) if body.echo else ""
+    form = _Form(service.text, body.logprobs is not None, echo)
     if body.stream:
         usage = (lambda: form.usage_chunk(call)) if body.include_usage else None
         return stream(service, call, service.events(call), form.chunks, usage)
@@ -58,13 +59,14 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 class _Form:
     """The objects of one answer share an id, a time and a model name."""
 
-    def __init__(self, text: TextModel, with_logprobs: bool) -> None:
+    def __init__(self, text: TextModel, with_logprobs: bool, echo: str) -> None:
+        """`echo` is the prompt's text, where an answer begins with that."""
         self._text = text
         self._with_logprobs = with_logprobs
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._offsets: dict[int, int] = {}
-        self.echo = ""
+        self.echo = echo
 
     def base(self) -> dict[str, Any]:
         return {
@@ -116,4 +118,4 @@ class _Form:
         }
 
     def _word(self, token: int) -> str:
-        return self._text.vocab.piece(token, special=True).decode("utf-8", "replace")
+        return self._text.piece(token).decode("utf-8", "replace")

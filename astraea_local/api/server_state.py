@@ -1,5 +1,7 @@
 """The server's own endpoints: health, models, metrics, tokens, and the StateFrame."""
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +15,7 @@ from astraea_local.api.errors import ApiError
 from astraea_local.api.listing import listing
 from astraea_local.api.schemas import DetokenizeRequest, PolicyRequest, TokenizeRequest
 from astraea_local.api.service import Service
+from astraea_local.api.text_model import TextModel
 from astraea_local.frame import StateFrame
 from astraea_local.scheduler.policies import POLICIES
 
@@ -52,27 +55,17 @@ async def metrics(request: Request) -> Response:
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     """Token ids of a text."""
-    vocab = _service(request).text.vocab
-    tokens = vocab.tokenize(
-        body.content, add_special=body.add_special, parse_special=body.parse_special
-    ).tolist()
-    if not body.with_pieces:
-        return {"tokens": tokens}
-    return {
-        "tokens": [
-            {"id": t, "piece": vocab.piece(t, special=True).decode("utf-8", "replace")} for t in tokens
-        ]
-    }
+    # As long as a body may be, which must not hold up other requests.
+    told = await asyncio.to_thread(_tokens, _service(request).text, body)
+    return Response(told, media_type="application/json")
 
 
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, str]:
     """The text of token ids."""
-    text = _service(request).text
-    text.check_tokens(body.tokens, "tokens")
-    return {"content": text.decode(body.tokens)}
+    return {"content": await asyncio.to_thread(_content, _service(request).text, body.tokens)}
 
 
 @router.get("/astraea/v1/state")
@@ -108,6 +101,22 @@ async def set_policy(request: Request, body: PolicyRequest) -> dict[str, str]:
     engine = _service(request).engine
     engine.set_policy(body.policy)
     return {"policy": engine.policy}
+
+
+def _tokens(text: TextModel, body: TokenizeRequest) -> str:
+    """JSON of token ids, or of objects of an id and its text."""
+    tokens: list[Any] = text.vocab.tokenize(
+        body.content, add_special=body.add_special, parse_special=body.parse_special
+    ).tolist()
+    if body.with_pieces:
+        tokens = [{"id": t, "piece": text.piece(t).decode("utf-8", "replace")} for t in tokens]
+    return json.dumps({"tokens": tokens})
+
+
+def _content(text: TextModel, tokens: list[int]) -> str:
+    """The text of token ids. Raises `ApiError`."""
+    text.check_tokens(tokens, "tokens")
+    return text.decode(tokens)
 
 
 def _current(service: Service) -> StateFrame:

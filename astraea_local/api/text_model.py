@@ -1,5 +1,6 @@
 """Tokenizer, chat template and grammars in the front: a vocabulary-only load of the model."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class TextModel:
         """
         self._model = Model(path, vocab_only=True)
         vocab = self.vocab = self._model.vocab
+        self._pieces: dict[int, bytes] = {}
+        self._piece_lock = threading.Lock()
         self._bos_text = vocab.text(vocab.bos)
         self.name = path.stem
         self.template = ChatTemplate(
@@ -54,9 +57,18 @@ class TextModel:
         self.check_tokens(prompt, "prompt")
         return np.array(prompt, dtype=np.int32)
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, special ones included; any thread may ask."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            # The vocabulary has one buffer for all.
+            with self._piece_lock:
+                piece = self._pieces[token] = self.vocab.piece(token, special=True)
+        return piece
+
     def decode(self, tokens: Sequence[int] | Tokens) -> str:
         """The text of tokens, special ones included."""
-        return b"".join(self.vocab.piece(int(t), special=True) for t in tokens).decode("utf-8", "replace")
+        return b"".join(self.piece(int(t)) for t in tokens).decode("utf-8", "replace")
 
     def check_tokens(self, tokens: list[int], param: str) -> None:
         """Raises `ApiError` when an id is not in the vocabulary."""

@@ -1,7 +1,10 @@
 """What the server says about itself: health, models, metrics, tokens, state, events, and its API."""
 
+import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -102,6 +105,30 @@ def test_tokens_make_a_round_trip(http: httpx.Client, text: str) -> None:
     """Any text comes back as it was, special tokens included."""
     tokens = http.post("/tokenize", json={"content": text}).json()["tokens"]
     assert http.post("/detokenize", json={"tokens": tokens}).json() == {"content": text}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "lighthouse keeper " * 200_000, "with_pieces": True}),
+        ("/detokenize", {"tokens": [5] * 900_000}),
+        ("/v1/completions", {"prompt": "lighthouse keeper " * 400_000}),
+    ],
+)
+def test_a_long_text_does_not_hold_up_others(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    """While it is worked on, others are answered."""
+    content = json.dumps(body)
+    with ThreadPoolExecutor(1) as pool:
+        headers = {"Content-Type": "application/json"}
+        long = pool.submit(http.post, path, content=content, headers=headers, timeout=120)
+        waited = []
+        while not long.done():
+            began = time.monotonic()
+            assert http.get("/health").status_code == 200
+            waited.append(time.monotonic() - began)
+        assert long.result().status_code in (200, 400)
+    assert len(waited) > 5
+    assert sum(waited) > 3 * max(waited)
 
 
 def test_special_tokens_are_parsed_or_not(http: httpx.Client) -> None:
