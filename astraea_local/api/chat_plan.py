@@ -124,7 +124,8 @@ def _choice(request: ChatRequest) -> tuple[list[ToolDefinition], bool]:
     """The tools that the answer may call, and whether it has to."""
     tools, choice = request.tools or [], request.tool_choice
     if isinstance(choice, ToolChoice):
-        return [tool for tool in tools if tool.function.name in choice.names], choice.must_call
+        allowed = set(choice.names)
+        return [tool for tool in tools if tool.function.name in allowed], choice.must_call
     return ([] if choice == "none" else tools), choice == "required"
 
 

@@ -9,7 +9,7 @@ import jsonschema
 from jsonschema.exceptions import SchemaError
 
 from astraea_local.api.errors import ApiError
-from astraea_local.api.limits import check_schema
+from astraea_local.api.limits import MAX_SCHEMA_BYTES, check_schema
 from astraea_local.engine.binding import (
     BindingError,
     Grammar,
@@ -72,6 +72,9 @@ def checked_gbnf(vocab: Vocab, gbnf: str) -> str:
     """A client's own grammar, tried out. Raises `ApiError`."""
     if _nesting(gbnf) > _MAX_NESTING:
         raise ApiError(400, "grammar: nested too deeply", param="grammar", code="invalid_grammar")
+    if len(gbnf) > MAX_SCHEMA_BYTES:
+        text = f"grammar: has more than {MAX_SCHEMA_BYTES:,} characters"
+        raise ApiError(400, text, param="grammar", code="invalid_grammar")
     try:
         Grammar(vocab, gbnf).close()
     except UnicodeEncodeError as error:

@@ -3,6 +3,7 @@
 Unknown fields are ignored, because clients send many; a known field of a wrong type or range is refused.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,7 +20,13 @@ from astraea_local.engine.sampling import DRY_BREAKERS
 from astraea_local.profile import PolicyName
 
 _MAX_STOPS = 16
+# An answer is searched for them at every token.
+_MAX_STOP_CHARS = 500
 _MAX_CHOICES = 16
+# More than any agent has; a grammar is made of all of them.
+_MAX_TOOLS = 512
+# Of one earlier answer, whoever gave it.
+_MAX_CALLS = 1024
 
 
 class _Body(BaseModel):
@@ -52,7 +59,7 @@ class Message(_Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, max_length=_MAX_CALLS)
     tool_call_id: str | None = None
     reasoning_content: str | None = Field(
         default=None, validation_alias=AliasChoices("reasoning_content", "reasoning")
@@ -164,6 +171,8 @@ class Generation(_Body):
             raise ValueError(f"at most {_MAX_STOPS} stop strings are possible")
         if any(not s for s in stops):
             raise ValueError("a stop string must not be empty")
+        if any(len(s) > _MAX_STOP_CHARS for s in stops):
+            raise ValueError(f"a stop string has at most {_MAX_STOP_CHARS} characters")
         return stops
 
     @field_validator("logit_bias")
@@ -227,7 +236,7 @@ class NamedTool(_Body):
 
 class AllowedTools(_Body):
     mode: Literal["auto", "required"] = "auto"
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: list[NamedTool] = Field(min_length=1, max_length=_MAX_TOOLS)
 
 
 class ToolChoice(_Body):
@@ -264,7 +273,7 @@ class ChatRequest(Generation):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=_MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
     """`required` and a named tool constrain the output, so that the arguments fit the tool's schema."""
     parallel_tool_calls: bool = True
@@ -279,8 +288,8 @@ class ChatRequest(Generation):
     @field_validator("tools")
     @classmethod
     def _unique_names(cls, value: list[Tool] | None) -> list[Tool] | None:
-        names = [tool.function.name for tool in value or ()]
-        if twice := {name for name in names if names.count(name) > 1}:
+        counts = Counter(tool.function.name for tool in value or ())
+        if twice := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"{min(twice)!r} is defined twice")
         return value or None
 
@@ -302,7 +311,7 @@ class ChatRequest(Generation):
     @field_validator("tool_choice")
     @classmethod
     def _choice_is_possible(cls, value: Any, info: ValidationInfo) -> Any:
-        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        names = {tool.function.name for tool in info.data.get("tools") or ()}
         if value == "required" and not names:
             raise ValueError("'required' needs tools")
         for name in value.names if isinstance(value, ToolChoice) else ():

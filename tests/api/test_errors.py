@@ -70,6 +70,13 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"stop": [""]}, "stop", "empty"),
         ({"stop": ["x"] * 17}, "stop", "16"),
         ({"stop": 5}, "stop", "string"),
+        ({"stop": "x" * 501}, "stop", "500"),
+        ({"tools": [{"function": {"name": f"t{i}"}} for i in range(513)]}, "tools", "at most 512"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "t"}}] * 1025}]},
+            "messages.0.tool_calls",
+            "at most 1024",
+        ),
         ({"seed": "lucky"}, "seed", "integer"),
         ({"stream": "maybe"}, "stream", "boolean"),
         ({"stream_options": {"include_usage": "maybe"}}, "stream_options.include_usage", "boolean"),
