@@ -164,6 +164,16 @@ _ANSWERS: dict[tuple[str, str], tuple[type[BaseModel] | None, bool]] = {
     ("post", "/astraea/v1/policy"): (PolicyState, False),
 }
 _GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# What a client may say about the job behind a request; many send the like in headers of their own.
+_OF_THE_JOB = {
+    "X-Astraea-Job": ({"type": "string"}, "The job's name"),
+    "X-Astraea-Agent": ({"type": "string"}, "The agent's name within the job"),
+    "X-Astraea-Parent": ({"type": "string"}, "The job that this one belongs to"),
+    "X-Astraea-Priority": ({"type": "integer", "minimum": -9, "maximum": 9}, "Queues that it is moved up by"),
+    "X-Astraea-Final": ({"type": "boolean"}, "No further request of this job will come"),
+}
+_JOB_NAME = {"X-Astraea-Job": {"schema": {"type": "string"}, "description": "Its name, percent-encoded"}}
+_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds"}}
 # Under these the engine is asked to do something, and may not be able to.
 _ACTS = tuple(f"/astraea/v1/{name}" for name in ("context", "pause", "resume", "jobs/", "scheduler/"))
 _ALWAYS = {
@@ -220,8 +230,13 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
     faults = dict(_ALWAYS)
     if method not in ("get", "head"):
         faults |= _WITH_BODY
-    if path.startswith(_GENERATES):
+    if method == "post" and path in _GENERATES:
         faults |= _OF_GENERATION
+        responses["200"]["headers"] = _JOB_NAME
+        operation["parameters"] = [
+            {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
+            for name, (schema, text) in _OF_THE_JOB.items()
+        ]
     if method == "post" and path.startswith(_ACTS):
         faults["409"] = "Not possible as things are; the message says why"
     if "{" in path:
@@ -234,11 +249,15 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
         faults["401"] = "No API key, or a wrong one"
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"
     for status, text in faults.items():
-        responses.setdefault(status, {"description": text, "content": _json(error)})
+        fault = responses.setdefault(status, {"description": text, "content": _json(error)})
+        if "Retry-After" in text:
+            fault["headers"] = _RETRY_AFTER
     if path == "/health":
         # Not an error's shape: a monitor reads the same fields whatever the state.
         alternatives = [{"$ref": _REF.format(model=name)} for name in ("Health", "Error")]
         responses["503"]["content"] = {"application/json": {"schema": {"anyOf": alternatives}}}
+    if path == "/v1/embeddings":
+        del responses["200"]
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     if (method, path) in _ANSWERS:
