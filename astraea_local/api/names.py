@@ -71,7 +71,7 @@ class _Session:
 _AGENTS = (
     _Agent("x-claude-code-agent-id", "x-claude-code-session-id", "x-claude-code-parent-agent-id"),
     _Agent("thread-id", "session-id", "x-codex-parent-thread-id", scoped=False, child_if="x-openai-subagent"),
-    _Agent("x-openai-subagent", "session-id", "x-codex-parent-thread-id"),
+    _Agent("x-openai-subagent", "session-id"),
 )
 _SESSIONS = (
     _Session("x-claude-code-session-id"),
@@ -124,7 +124,7 @@ def _agent_headers(headers: Mapping[str, str]) -> Claim | None:
         agent, session = _clean(headers.get(rule.agent)), _clean(headers.get(rule.session))
         if agent is None:
             continue
-        parent = _clean(headers.get(rule.parent))
+        parent = _clean(headers.get(rule.parent)) if rule.parent else None
         if rule.scoped:
             inside = f"{session}/" if session else ""
             parent = f"{inside}{parent}" if parent else session

@@ -86,6 +86,12 @@ def test_an_earlier_source_wins_over_all_later_ones() -> None:
         ({"session-id": "s", "thread-id": "t", "x-openai-subagent": "review"}, "t", "s"),
         ({"session-id": "s", "thread-id": "t", "x-codex-parent-thread-id": "p"}, "t", "p"),
         ({"session-id": "s", "x-openai-subagent": "compact"}, "s/compact", "s"),
+        # Threads are jobs without a session before their name.
+        (
+            {"session-id": "s", "x-openai-subagent": "compact", "x-codex-parent-thread-id": "p"},
+            "s/compact",
+            "s",
+        ),
         # OpenCode.
         ({"X-Session-Id": "child", "X-Parent-Session-Id": "lead"}, "child", "lead"),
         ({"x-session-affinity": "child", "X-Parent-Session-Id": "lead"}, "child", "lead"),
