@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from astraea_local.frame import StateFrame
 from tests.conftest import Server
@@ -285,6 +286,21 @@ def test_images_are_refused_clearly(client: OpenAI) -> None:
     ) as error:
         ask(client, [{"role": "user", "content": [image]}])
     assert error.value.param == "messages.0.content"
+
+
+class Weather(BaseModel):
+    city: Literal["Oslo", "Rome"]
+    degrees: int
+
+
+def test_structured_output_fits_its_schema(client: OpenAI) -> None:
+    """The client's own way to ask for a type of Python gives one."""
+    asked: Any = [{"role": "user", "content": "The weather in Rome?"}]
+    settings: dict[str, Any] = {"model": "demo", "messages": asked, "temperature": 0, "max_tokens": 64}
+    whole = client.chat.completions.parse(response_format=Weather, **settings).choices[0].message.parsed
+    assert isinstance(whole, Weather)
+    with client.chat.completions.stream(response_format=Weather, **settings) as chunks:
+        assert chunks.get_final_completion().choices[0].message.parsed == whole
 
 
 def test_null_means_not_set(client: OpenAI) -> None:

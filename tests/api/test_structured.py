@@ -140,6 +140,7 @@ def test_a_schema_is_not_required(server: Server) -> None:
         ({"grammar": 'root ::= root "a" | "b"'}, "grammar", "left recursion"),
         ({"grammar": 'root ::= "a" | missing'}, "grammar", "grammar"),
         ({"grammar": 'root ::= "\ud800"'}, "grammar", "not a character"),
+        ({"grammar": f'root ::= "a" # {"x" * 300_000}'}, "grammar", "has more than 262,144 characters"),
         ({"grammar": "x", "json_schema": {}}, "json_schema", "exclude each other"),
         ({"json_schema": {"type": "thing"}}, "json_schema", "not a valid JSON schema at type: 'thing'"),
         ({"json_schema": False}, "json_schema", "allows no answer"),

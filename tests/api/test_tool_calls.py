@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 from openai import BadRequestError, OpenAI
@@ -169,6 +170,25 @@ def test_the_model_calls_by_itself(client: OpenAI) -> None:
     chunks = list(client.chat.completions.create(**settings, stream=True))
     assert arguments_of(chunks) == call.function.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_half_of_a_surrogate_pair_in_arguments_breaks_nothing(client: OpenAI, server: Server) -> None:
+    """JSON can spell what UTF-8 cannot: every dialect answers all the same."""
+    spelled = r'<tool_call>{"arguments": {"city": "\ud83d"}, "name": "weather"}</tool_call>'
+    extra = {"grammar": f"root ::= {json.dumps(spelled)}"}
+    lenient = [tool("weather", {"type": "object"})]
+    settings = QUIET | {"messages": ASK, "tools": lenient, "extra_body": extra}
+    whole = client.chat.completions.create(**settings)
+    (call,) = whole.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert json.loads(call.function.arguments) == {"city": "\ud83d"}
+    chunks = list(client.chat.completions.create(**settings, stream=True))
+    assert arguments_of(chunks) == call.function.arguments
+    tools = [{"name": "weather", "input_schema": {"type": "object"}}]
+    body = {"messages": ASK, "tools": tools, "temperature": 0, "max_tokens": 120} | extra
+    answer = httpx.post(f"{server.base_url}/messages", json=body, timeout=60)
+    assert answer.status_code == 200
+    assert answer.json()["content"][0]["input"] == {"city": "\ud83d"}
 
 
 def test_without_a_need_the_model_answers_in_text(client: OpenAI) -> None:
