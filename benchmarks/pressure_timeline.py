@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SCRIPT = ((0.0, 10.0), (0.3, 8.0), (0.6, 8.0), (0.9, 8.0), (1.0, 25.0), (0.6, 6.0), (0.0, 0.0))
 _SAMPLE_S = 0.25
 _CALM_S = 5.0
+_PATIENCE_S = 60.0
 _BLUE, _ORANGE, _GREY, _GREEN = "#0072b2", "#d55e00", "#777777", "#009e73"
 
 
@@ -45,7 +46,8 @@ async def play(url: str, args: argparse.Namespace) -> tuple[Result, list[dict[st
             result = await run(url, agents, headers="session")
             # The last step of the script is the calm in which the context grows back.
             await beside[1]
-            await asyncio.sleep(_CALM_S + 3)
+            await _until(http, lambda frame: frame.server.context >= args.ctx)
+            await asyncio.sleep(_CALM_S)
         finally:
             for task in beside:
                 task.cancel()
@@ -55,7 +57,7 @@ async def play(url: str, args: argparse.Namespace) -> tuple[Result, list[dict[st
 
 async def _press(http: httpx.AsyncClient) -> None:
     """Plays the script of readings."""
-    frame = await _frame(http)
+    frame = await _until(http, lambda frame: frame.memory.context_bytes > 0)
     ours = frame.memory.weights_bytes + frame.memory.context_bytes
     total = 2 * ours
     most = int((frame.memory.watermarks["critical"] + 0.01) * total) - ours
@@ -65,19 +67,29 @@ async def _press(http: httpx.AsyncClient) -> None:
         await asyncio.sleep(seconds)
 
 
+async def _until(http: httpx.AsyncClient, true: Callable[[StateFrame], bool]) -> StateFrame:
+    """The first frame of which that is true, or the one that a minute's waiting led to."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        frame = await _frame(http)
+        if true(frame) or time.monotonic() > deadline:
+            return frame
+        await asyncio.sleep(_SAMPLE_S)
+
+
 async def _watch(http: httpx.AsyncClient, rows: list[dict[str, Any]]) -> None:
     started = time.monotonic()
     while True:
         frame = await _frame(http)
+        total = frame.memory.vram_total or float("inf")
         rows.append(
             {
                 "at_s": time.monotonic() - started,
                 "cells": frame.server.context,
                 "cells_used": frame.kv.cells_used,
                 "slots": frame.server.slots,
-                "others": (frame.memory.vram_others or 0) / (frame.memory.vram_total or 1),
-                "ours": (frame.memory.weights_bytes + frame.memory.context_bytes)
-                / (frame.memory.vram_total or 1),
+                "others": (frame.memory.vram_others or 0) / total,
+                "ours": (frame.memory.weights_bytes + frame.memory.context_bytes) / total,
                 "pressure": frame.memory.pressure.get("vram", "low"),
                 "running": sum(slot.segment is not None for slot in frame.slots),
                 "queued": len(frame.queue),

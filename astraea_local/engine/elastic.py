@@ -142,10 +142,13 @@ class Elastic:
         self._core.log.note("info", "resumed")
         return "the model is loaded again; waiting requests go on"
 
-    def flush(self, timeout_s: float) -> None:
-        """Parks all KV and writes it to disk, within about so many seconds; the core is not used after it."""
+    def flush(self, timeout_s: float, *, resident: bool = True) -> None:
+        """Parks all KV and writes it to disk, within about so many seconds; the core is not used after it.
+
+        Without `resident`, what is in the context is left out: after a fault it may be anything.
+        """
         core = self._core
-        if not self.paused:
+        if resident and not self.paused:
             core.detach()
         store = core.residency.store
         if store.disk is None:

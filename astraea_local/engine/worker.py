@@ -36,10 +36,8 @@ from astraea_local.engine.kv.tiers import Tiers, open_tiers
 from astraea_local.engine.kv.transfer import Form
 from astraea_local.engine.memory import MemoryProbe
 from astraea_local.engine.memory_watch import MemoryWatch
-from astraea_local.engine.messages import (
-    LoadFailed,
-    Loading,
-)
+from astraea_local.engine.messages import LoadFailed, Loading
+from astraea_local.engine.model_runner import EngineFault
 from astraea_local.engine.pipe import FrontGone, Pipe
 from astraea_local.engine.speed import device_of
 from astraea_local.profile import Profile, override
@@ -185,12 +183,16 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     probe = MemoryProbe(gpus, folder, profile.memory.poll_ms / 1000)
     watch = MemoryWatch(probe, profile.memory, model.size_bytes)
     watch.start()
+    sound = True
     try:
         loop.run(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
+    except EngineFault:
+        sound = False
+        raise
     finally:
         watch.close()
         # Also when the front is gone: who starts the server again finds its agents' states.
-        elastic.flush(_FLUSH_S)
+        elastic.flush(_FLUSH_S, resident=sound)
         experience.close()
         core.close()
 

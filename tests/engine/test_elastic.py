@@ -198,3 +198,16 @@ def test_the_state_says_what_is_and_what_was_asked_for(resizable: Callable[..., 
         longest_live_tokens=77,
         in_vram=False,
     )
+
+
+@pytest.mark.parametrize(("resident", "kept"), [(True, {"a", "b"}), (False, {"a"})])
+def test_the_last_flush_leaves_out_a_context_that_may_be_anything(
+    resizable: Callable[..., Resizable], tmp_path: Path, *, resident: bool, kept: set[str]
+) -> None:
+    h = resizable("per_slot", retention__disk_path=str(tmp_path), retention__policy="lru")
+    for job in ("a", "b"):
+        h.ask(job, prompt(ord(job), 100))
+    h.core.residency.park_now("a")
+    h.elastic.flush(20, resident=resident)
+    tree = h.core.residency.store.tree
+    assert {job for job, part, _length in tree.jobs() if part.on_disk} == kept

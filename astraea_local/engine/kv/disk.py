@@ -161,7 +161,7 @@ class DiskStore:
     def free_bytes(self) -> int:
         """Bytes of files that may still be queued: what budget and device allow, 0 while the disk refuses.
 
-        A file is its state, 4 bytes for each token, and less than a KiB.
+        A file is its state, 4 bytes for each token, and less than 5 KiB.
         """
         now = time.monotonic()
         if self._refused_at is not None and now - self._refused_at < _RETRY_S:

@@ -3,7 +3,8 @@
 All numbers are little-endian. In this order: magic (8 bytes), version (4), bytes of JSON (4), number of
 tokens (8), bytes of state (8), xxh3 of all that is said so far and of JSON and tokens (8); JSON; tokens
 (int32); state; xxh3 of the state, seeded with the header's (8), so that no state passes under another's
-header. The index needs the first part only; the state is checked while it is read.
+header. JSON ends in blanks, so many that the state begins with a page. The index needs the first part only;
+the state is checked while it is read.
 """
 
 import json
@@ -31,6 +32,7 @@ _SLICE = 1 << 19
 _START = struct.Struct("<8sIIQQ")
 _SUM = struct.Struct("<Q")
 _JSON_LIMIT = 1 << 20
+_PAGE = 4096
 
 
 class StateFileError(Exception):
@@ -133,6 +135,8 @@ def encode(header: PartHeader, identity: ModelIdentity, model: str) -> bytes:
     text = description.model_dump_json().encode()
     if len(text) > _JSON_LIMIT:
         raise ValueError("job: too long")
+    # Blanks behind the JSON let the state begin with a page: copies that straddle pages take longer.
+    text += b" " * (-(_START.size + _SUM.size + len(text) + 4 * len(header.tokens)) % _PAGE)
     start = _START.pack(MAGIC, VERSION, len(text), len(header.tokens), header.size)
     body = text + np.ascontiguousarray(header.tokens, dtype="<i4").tobytes()
     return start + _SUM.pack(_checksum(start, body)) + body
@@ -161,7 +165,7 @@ def read_header(descriptor: int) -> StoredPart:
     # Before anything is allocated by numbers that may be wrong.
     if present != offset + size + _SUM.size:
         raise StateFileError(f"{present} bytes instead of {offset + size + _SUM.size}")
-    if text_size > _JSON_LIMIT:
+    if text_size > _JSON_LIMIT + _PAGE:
         raise StateFileError("damaged header")
     (checksum,) = _SUM.unpack_from(start, _START.size)
     body = _exactly(descriptor, text_size + 4 * count)

@@ -19,7 +19,7 @@ _RETRY_S = 60.0
 # Whether a part is worth more than those on a full disk is looked at again after so long.
 _FULL_RETRY_S = 1.0
 # Of a file, beside its state and 4 bytes for each token.
-_FILE_OVERHEAD = 1024
+_FILE_OVERHEAD = 5 << 10
 
 
 @dataclass(slots=True)

@@ -341,7 +341,7 @@ def test_no_space_left_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_nearly_full_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with _opened(tmp_path) as store:
         _put(store, 1)
-        usage = shutil.disk_usage(tmp_path)._replace(free=folder.RESERVE_BYTES + 5000)
+        usage = shutil.disk_usage(tmp_path)._replace(free=folder.RESERVE_BYTES + 9000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         store.write(*part(2, 6000))
         assert settle(store) == [WriteFailed(part_id(2), "disk full: 512 MiB are left")]
@@ -395,13 +395,13 @@ def test_without_a_budget_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_the_budget_holds_and_removing_makes_room(tmp_path: Path) -> None:
-    with _opened(tmp_path, budget=12_000) as store:
+    with _opened(tmp_path, budget=22_000) as store:
         _put(store, 1, 2)
         assert 0 < store.free_bytes() < 5000
         store.write(*part(3))
         assert settle(store) == [WriteFailed(part_id(3), "disk budget")]
         store.remove(part_id(1))
-        assert store.free_bytes() > 5500
+        assert store.free_bytes() > 9500
         _put(store, 3)
         _put(store, 3)  # in place of itself
         assert _got(store, 1) == "the file is gone"
@@ -413,7 +413,7 @@ def test_two_models_share_the_budget_and_the_oldest_of_the_other_gives_way(tmp_p
         for number in (1, 2, 3):
             _put(other, number, at=1e9 + number)
         np.testing.assert_array_equal(_got(other, 1), part(1)[1])  # used just now
-    with _opened(tmp_path, budget=18_000) as store:
+    with _opened(tmp_path, budget=30_000) as store:
         _put(store, 1)
         assert _ids(tmp_path, OTHER) == {part_id(1), part_id(3)}
         _put(store, 2, 3)
@@ -427,7 +427,7 @@ def test_two_models_share_the_budget_and_the_oldest_of_the_other_gives_way(tmp_p
 def test_others_are_not_removed_for_what_does_not_fit_anyway(tmp_path: Path) -> None:
     with _opened(tmp_path, identity=OTHER) as other:
         _put(other, 1)
-    with _opened(tmp_path, budget=8000) as store:
+    with _opened(tmp_path, budget=12_000) as store:
         store.write(*part(2, 9000))
         assert settle(store) == [WriteFailed(part_id(2), "disk budget")]
     assert _ids(tmp_path, OTHER) == {part_id(1)}
