@@ -19,6 +19,7 @@ from astraea_local.tui.actions import PRIORITIES, Action, ActionError, Control, 
 from astraea_local.tui.advisor import advise
 from astraea_local.tui.keys import KEYS, KeysError, KeysFile, binding, in_force, readable
 from astraea_local.tui.pace import LEAST_INTERVAL_S, MOST_INTERVAL_S
+from astraea_local.tui.render.units import clean
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.screens.confirm import Confirm, Leave, Pick, Resize
 from astraea_local.tui.screens.help import Help
@@ -203,6 +204,8 @@ class AstraeaApp(App[str]):
             self._tell(action, done, failed=False)
 
     def _tell(self, action: Action, text: str, *, failed: bool) -> None:
+        # The server begins with the job's name, which the title has already.
+        text = clean(text.removeprefix(f"{action.job}: "))
         self.notify(text, title=action.text, severity="warning" if failed else "information", markup=False)
         if failed:
             # What was done is in the server's own log.

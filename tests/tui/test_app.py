@@ -83,7 +83,11 @@ async def test_the_filter_finds_agents_by_name_state_and_tool() -> None:
     (frame,) = frames(made, 1)
     ui = app([frame])
     async with running(ui) as pilot:
-        await pilot.press("slash", *"waiting", "enter")
+        await pilot.press("slash")
+        await until(pilot, lambda: "part of a name, state or tool" in text(pilot))
+        await pilot.press(*"waiting")
+        await until(pilot, lambda: any(line.strip() == "waiting" for line in text(pilot).splitlines()))
+        await pilot.press("enter")
         wanted = {job.job for job in frame.jobs if job.state == "waiting"}
         assert {getattr(row, "job", "") for row in agents(pilot).rows} == wanted
         assert wanted
@@ -105,6 +109,9 @@ async def test_agents_are_sorted_by_key_and_by_a_click_on_a_title() -> None:
         await pilot.click("#agents", offset=(line.index("TOKENS"), 1))
         tokens = [getattr(row, "tokens", 0) for row in agents(pilot).rows]
         assert tokens == sorted(tokens, reverse=True)
+        assert "5 agents 24 ▼tokens" in text(pilot)
+        await pilot.click("#agents", offset=(line.index("SINCE"), 1))
+        assert "5 agents 24 ▼since" in text(pilot)
 
 
 async def test_a_click_moves_the_cursor_and_a_double_click_opens() -> None:
@@ -187,6 +194,7 @@ async def test_the_policy_and_the_size_are_asked_for() -> None:
         await until(pilot, lambda: made.policy == "fcfs")
         await pilot.press("z")
         await until(pilot, lambda: isinstance(ui.screen, Resize))
+        assert ui.screen.query_one(".dialog").outer_size.height <= 14
         ui.screen.query_one("#slots", Input).value = "0"
         await pilot.press("enter")
         assert "slots: a number from 1 on" in text(pilot)

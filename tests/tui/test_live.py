@@ -83,6 +83,8 @@ async def test_pin_park_and_drop(own_server: Server) -> None:
         await until(pilot, lambda: said(pilot, "kept: its KV may be moved again, on request"))
         await pilot.press("k")
         await until(pilot, lambda: said(pilot, "kept: parked "))
+        await pilot.press("k")
+        await until(pilot, lambda: said(pilot, "not done: park kept: it has no KV in a slot"))
         await pilot.press("d", "n")
         await pilot.press("d", "y")
         await until(pilot, lambda: row(pilot, "kept").kv == "none")
@@ -121,8 +123,8 @@ async def test_a_paused_scheduler_admits_nothing(own_server: Server) -> None:
         await pilot.press("x")
         assert (await asyncio.wait_for(request, 30)).status_code == 200
         await until(pilot, lambda: not frame(pilot).scheduling_paused)
-        for words in ("scheduling paused: nothing new is admitted", "scheduling resumed: 1 requests waited"):
-            await until(pilot, lambda words=words: said(pilot, words))
+        await until(pilot, lambda: said(pilot, "scheduling resumed: 1 requests waited, on request"))
+        assert said(pilot, "scheduling paused: nothing new is admitted, on request")
 
 
 async def test_the_policy_is_picked_from_a_list(own_server: Server) -> None:
@@ -153,8 +155,8 @@ async def test_the_server_gives_its_memory_back_and_goes_on(own_server: Server) 
         await until(pilot, lambda: frame(pilot).status == "paused")
         await pilot.press("g")
         await until(pilot, lambda: frame(pilot).status == "ready")
-        for words in ("paused: the model is unloaded", "resumed"):
-            await until(pilot, lambda words=words: said(pilot, words))
+        await until(pilot, lambda: said(pilot, "resumed"))
+        assert said(pilot, "paused: the model is unloaded, its memory is free")
     assert (await ask(own_server, "after")).status_code == 200
 
 

@@ -8,7 +8,7 @@ from astraea_local.frame import JobRow
 from astraea_local.job_detail import JobDetail, SegmentDetail, Span
 from astraea_local.tui.render.palette import Palette
 from astraea_local.tui.render.table import Column
-from astraea_local.tui.render.units import clean, count, fitted, percent, seconds
+from astraea_local.tui.render.units import calls, clean, count, fitted, percent, seconds
 
 _LABEL = 9
 _DEEPEST = 60
@@ -141,7 +141,7 @@ def tree(jobs: Sequence[JobRow], detail: JobDetail, palette: Palette) -> list[Te
         state = "gone" if row is None else row.state
         text.append(f"  {state}", palette.of_state(state))
         if row is not None:
-            text.append(f"  {row.segments} calls, {count(row.tokens)} tokens", palette.dim)
+            text.append(f"  {calls(row.segments)}, {count(row.tokens)} tokens", palette.dim)
         lines.append(text)
     return lines if len(lines) > 1 else []
 

@@ -44,6 +44,11 @@ def _share(part: int, whole: int) -> str:
     return percent(part / whole) if whole else "-"
 
 
+def _uncached(segment: SegmentRow) -> int:
+    # A preempted one has answers of its own among what is cached.
+    return max(0, segment.prompt_tokens - segment.cached_tokens)
+
+
 def _progress(slot: SlotRow, palette: Palette) -> Cell:
     if slot.segment is None:
         return "", ""
@@ -86,7 +91,7 @@ QUEUED: tuple[Column[SegmentRow], ...] = (
     ),
     Column("WAITED", 6, lambda s, p: (seconds(s.waited_s), p.queued), right=True),
     Column("NEEDS", 5, lambda s, _: (seconds(s.service_s), ""), right=True),
-    Column("NEW", 5, lambda s, _: (count(s.prompt_tokens - s.cached_tokens), ""), right=True, rank=2),
+    Column("NEW", 5, lambda s, _: (count(_uncached(s)), ""), right=True, rank=2),
     Column("REASON", 10, lambda s, p: (s.reason, p.dim), grow=3, rank=1),
 )
 SLOTS: tuple[Column[SlotRow], ...] = (

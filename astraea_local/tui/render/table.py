@@ -59,6 +59,12 @@ def fit(columns: Sequence[Column[Row]], width: int) -> Fitted[Row]:
     return tuple(made)
 
 
+def sort_mark(columns: Sequence[Column[Row]], sort: str, *, ascending: bool) -> str:
+    """How a table is sorted, for its title: `▼tokens`."""
+    title = next((column.title for column in columns if column.sort == sort), sort)
+    return ("▲" if ascending else "▼") + title.partition(" ")[0].lower()
+
+
 def header(columns: Fitted[Row], palette: Palette) -> Text:
     """The line of titles."""
     titles = (fitted(column.title, width, right=column.right) for column, width in columns)

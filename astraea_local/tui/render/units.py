@@ -28,6 +28,11 @@ def count(value: float) -> str:
     return _scaled(value, 1000, "kMBTQ")
 
 
+def calls(number: int) -> str:
+    """`1 call`, `12 calls`."""
+    return f"{number} call{'' if number == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Bytes in at most five characters, by powers of 1,024: `0`, `3.4M`, `120M`, `7.9G`."""
     return _scaled(value, 1024, _UNITS)

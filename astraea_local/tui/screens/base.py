@@ -84,7 +84,8 @@ class FrameScreen(Screen[None]):
 
     def redraw(self) -> None:
         """Draws again, as after a change of size or order."""
-        if self.is_mounted:
+        # Not when it was left before its turn came: its panels are gone then.
+        if self.is_mounted and self in self.app.screen_stack:
             self.show(self.ui.view)
 
     def on_resize(self, event: events.Resize) -> None:

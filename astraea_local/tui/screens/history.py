@@ -15,8 +15,10 @@ from textual.worker import Worker
 from astraea_local.past_jobs import PastJob, Query, SortKey, as_csv
 from astraea_local.tui.actions import ActionError
 from astraea_local.tui.keys import binding
+from astraea_local.tui.panels.filter import Filter
 from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.rows import FINISHED
+from astraea_local.tui.render.table import sort_mark
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
 
@@ -48,7 +50,7 @@ class History(FrameScreen):
     def body(self) -> ComposeResult:
         """The table, and the line of its filter."""
         yield Table[PastJob](FINISHED, id="finished", title="history", key=lambda row: (row.job, row.started))
-        yield Input(placeholder="part of a name; Enter keeps it", id="filter")
+        yield Filter("part of a name; Enter keeps it")
 
     def on_mount(self) -> None:
         """Asks the server, and again now and then."""
@@ -69,9 +71,9 @@ class History(FrameScreen):
             table.retitle(f"history: {error}")
             return
         self._jobs = page.jobs
-        order = "▲" if self._query.order == "asc" else "▼"
+        order = sort_mark(FINISHED, self._query.sort, ascending=self._query.order == "asc")
         named = f" matching {self._query.job!r}" if self._query.job else ""
-        table.retitle(f"history {len(page.jobs)} of {page.total}{named} {order}{self._query.sort}")
+        table.retitle(f"history {len(page.jobs)} of {page.total}{named} {order}")
         table.show_rows(self._jobs, self.ui.view.palette)
 
     def draw(self, view: View) -> None:

@@ -15,7 +15,7 @@ from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.gantt import SEGMENTS, gantt, tree
 from astraea_local.tui.render.palette import Palette
 from astraea_local.tui.render.rows import kv_cell, move_cell, since_cell
-from astraea_local.tui.render.units import clean, count, percent, seconds
+from astraea_local.tui.render.units import calls, clean, count, percent, seconds
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
 
@@ -90,10 +90,10 @@ class JobScreen(FrameScreen):
         timeline.retitle(f"timeline of {seconds(length)}{source}")
         if self._detail is None:
             return
-        calls = self.query_one("#calls", Table)
-        calls.show_rows(self._detail.segments, palette)
+        table = self.query_one("#calls", Table)
+        table.show_rows(self._detail.segments, palette)
         gone = f", {self._detail.forgotten} earlier ones no longer kept" if self._detail.forgotten else ""
-        calls.retitle(f"calls {len(self._detail.segments)}{gone}")
+        table.retitle(f"calls {len(self._detail.segments)}{gone}")
         family = self.query_one("#family", Lines)
         lines = tree(frame.jobs, self._detail, palette)
         family.display = bool(lines)
@@ -138,7 +138,7 @@ def _facts(row: JobRow | None, last: JobRow | None, missing: str, palette: Palet
 def _more(row: JobRow, palette: Palette) -> list[Text]:
     share = percent(row.cached_tokens / row.prompt_tokens) if row.prompt_tokens else "-"
     work = f"{count(row.tokens)} tokens of context, {count(row.prompt_tokens)} of prompts ({share} cached), "
-    work += f"{count(row.output_tokens)} of output in {row.segments} calls"
+    work += f"{count(row.output_tokens)} of output in {calls(row.segments)}"
     times = f"queued {seconds(row.waited_s)}, in tools {seconds(row.tool_s)}"
     if row.bound != "-":
         times += f", bound by {row.bound}"
@@ -148,7 +148,8 @@ def _more(row: JobRow, palette: Palette) -> list[Text]:
         lines[-1].append(f"; waits for {clean(row.tool) or 'its client'}: {wait}", style or palette.waiting)
     if row.next_move:
         move, _style = move_cell(row, palette)
-        lines.append(Text(f"next {clean(move)}", style=palette.accent, no_wrap=True, end=""))
+        when = "next:" if row.next_move_s is None else "next"
+        lines.append(Text(f"{when} {clean(move)}", style=palette.accent, no_wrap=True, end=""))
     if row.reason:
         lines.append(Text(clean(row.reason), style=palette.dim, no_wrap=True, end=""))
     if row.prefix_note:

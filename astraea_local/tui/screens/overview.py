@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from astraea_local.frame import Event, EventLevel, JobRow, SegmentRow, SlotRow, StateFrame
 from astraea_local.tui.keys import binding
+from astraea_local.tui.panels.filter import Filter
 from astraea_local.tui.panels.lines import Lines
 from astraea_local.tui.panels.table import Table
 from astraea_local.tui.render.advice import advice_lines
@@ -18,6 +19,7 @@ from astraea_local.tui.render.kv_map import figures
 from astraea_local.tui.render.memory import memory
 from astraea_local.tui.render.palette import Palette
 from astraea_local.tui.render.rows import AGENTS, EVENTS, QUEUED, SLOTS
+from astraea_local.tui.render.table import sort_mark
 from astraea_local.tui.screens.base import FrameScreen
 from astraea_local.tui.view import View
 
@@ -65,7 +67,7 @@ class Overview(FrameScreen):
         with Horizontal(id="bottom"):
             yield Table[Event](EVENTS, id="events", title="6 events", key=_event_key, follow=True)
             yield Lines(id="advisor", title="7 advisor")
-        yield Input(placeholder="part of a name, state or tool; Enter keeps it, Esc ends it", id="filter")
+        yield Filter("part of a name, state or tool; Enter keeps it, Esc ends it")
 
     def on_mount(self) -> None:
         """The agents have the cursor."""
@@ -104,9 +106,9 @@ class Overview(FrameScreen):
         if (panel := self._visible("agents")) is not None:
             rows = self._sorted(frame.jobs)
             self._table("agents").show_rows(rows, view.palette)
-            order = "▲" if self._reverse else "▼"
+            order = sort_mark(AGENTS, self._sort, ascending=self._reverse)
             named = f" matching {self._filters['agents']!r}" if self._filters["agents"] else ""
-            panel.retitle(f"5 agents {len(rows)}{named} {order}{self._sort.removesuffix('_s')}")
+            panel.retitle(f"5 agents {len(rows)}{named} {order}")
         if (panel := self._visible("events")) is not None:
             self._table("events").show_rows(self._chosen_events(view), view.palette)
             named = f" matching {self._filters['events']!r}" if self._filters["events"] else ""

@@ -18,7 +18,7 @@ from astraea_local.tui.render.kv_map import cells, figures
 from astraea_local.tui.render.memory import memory
 from astraea_local.tui.render.once import once
 from astraea_local.tui.render.palette import PLAIN
-from astraea_local.tui.render.rows import AGENTS
+from astraea_local.tui.render.rows import AGENTS, QUEUED
 from astraea_local.tui.render.table import fit, line
 from astraea_local.tui.render.units import seconds
 from astraea_local.tui.trail import Trail
@@ -82,6 +82,12 @@ def test_agents_show_their_tool_and_its_time_at_80_columns_and_their_next_move_a
     for words in (job.job, job.tool, f"~{seconds(job.wait_p50_s or 0)} ≤", f"{job.kv} "):
         assert words in shown
     assert (f"in {seconds(job.next_move_s or 0)}: {job.next_move}" in shown) == (width > 100)
+
+
+def test_a_preempted_call_has_nothing_new_that_is_less_than_nothing(frame: StateFrame) -> None:
+    preempted = frame.queue[0].model_copy(update={"prompt_tokens": 900, "cached_tokens": 1012})
+    columns = tuple((column, 5) for column in QUEUED if column.title == "NEW")
+    assert line(columns, preempted, PLAIN).plain == "    0"
 
 
 def test_rendering_needs_no_textual() -> None:
