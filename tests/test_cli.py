@@ -22,6 +22,7 @@ from tests.test_history import SEGMENT
 COMMANDS = ["", "serve", "top", "ps", "policy", "calibrate", "predictor", "predictor report"]
 COMMANDS += ["job", "job pin", "job unpin", "job park", "job drop", "job cancel", "job priority"]
 COMMANDS += ["scheduler", "scheduler pause", "scheduler resume", "history", "bench", "bench sim"]
+COMMANDS += ["resize", "pause", "resume", "kv", "kv ls", "kv rm", "kv stats"]
 COMMANDS += ["profiles", "profiles list", "profiles show", "profiles check", "doctor"]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from astraea_local.cli.app import app
-from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, message_of, out
+from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, key_headers, message_of, out
 
 # A context of many GB, or a model that is read from disk again, takes its time.
 _TIMEOUT_S = 600.0
@@ -44,7 +44,8 @@ def _post(url: str, what: str, body: dict[str, Any], *, as_json: bool) -> None:
     import httpx
 
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/astraea/v1/{what}", json=body, timeout=_TIMEOUT_S)
+        where = f"{url.rstrip('/')}/astraea/v1/{what}"
+        answer = httpx.post(where, json=body, headers=key_headers(), timeout=_TIMEOUT_S)
         answer.raise_for_status()
         done = answer.json()
     except httpx.HTTPStatusError as error:

@@ -50,7 +50,8 @@ _IDLE_STALL_S = 0.02
 # What a step that can only wait for the disk sleeps.
 _NAP_S = 0.001
 
-OpenTiers = Callable[[Form], Tiers]
+OpenTiers = Callable[[Form, Callable[[str], None]], Tiers]
+"""Gets the form of states, and whom to tell what users should know."""
 
 
 class EngineCore:
@@ -129,6 +130,10 @@ class EngineCore:
         profile = self.profile
         full = self.model_class is ModelClass.FULL
         form = _form(context, self._batch) if full else Form(by_rows=False)
+
+        def note(text: str) -> None:
+            self.log.note("warning", text)
+
         facts = EngineFacts(self.scheduler, self.runs, lambda: self.meter.speeds, self.clock, self.levels)
         facts.residency = Residency(
             profile.retention,
@@ -138,8 +143,8 @@ class EngineCore:
             facts,
             model_class=self.model_class,
             by_rows=form.by_rows,
-            tiers=ram_only(profile) if open_tiers is None else open_tiers(form),
-            note=lambda text: self.log.note("warning", text),
+            tiers=ram_only(profile) if open_tiers is None else open_tiers(form, note),
+            note=note,
             clock=self.clock,
         )
         return facts.residency
@@ -237,7 +242,7 @@ class EngineCore:
                 self.log.note("warning", f"{name} is {level}")
         self.levels.clear()
         self.levels.update(levels)
-        self.residency.ask_again()
+        self.residency.pressure_changed(self.levels.get("ram", "normal"))
 
     def note_job(self, job_id: str, text: str) -> None:
         """Adds a line about a job to the event log; the job keeps it, to be seen later."""

@@ -20,6 +20,7 @@ from astraea_local.engine.part_value import part_value
 from astraea_local.engine.placement import Delay, Facts, Placer
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
+from astraea_local.frame import PressureLevel
 from astraea_local.profile import RetentionSettings
 from astraea_local.scheduler.distribution import Distribution
 from astraea_local.scheduler.retention import Move, ParkedKv, Retention, Verdict
@@ -28,6 +29,9 @@ from astraea_local.scheduler.retention import Move, ParkedKv, Retention, Verdict
 _SOONEST_S = 0.02
 # While something runs, the disk's turn comes so often.
 _WRITE_BEHIND_S = 0.02
+# While RAM is scarce, so much of what is parked in it is given up this often.
+_RELIEVE_S = 1.0
+_RELIEVED = 1 / 8
 # When there is no room to bring a state back, it is tried again after so long.
 _LATER_S = 0.5
 
@@ -113,6 +117,8 @@ class Residency:
         )
         self._compactor = Compactor(facts)
         self._written_at = -math.inf
+        self._ram_is: PressureLevel = "normal"
+        self._relieved_at = -math.inf
         self._uncopyable: set[int] = set()
         """Sequences that could not be copied when it was tried last."""
         self._live: _Live | None = None
@@ -210,10 +216,15 @@ class Residency:
             return False
         if self.placer.brought_back:
             return True
-        return self.policy.copies_ahead and self._uncopied() is not None
+        return self._copies_ahead and self._uncopied() is not None
+
+    def pressure_changed(self, ram: PressureLevel) -> None:
+        """All decisions are reconsidered; RAM that is scarce is given back bit by bit."""
+        self._ram_is = ram
+        self.ask_again()
 
     def ask_again(self) -> None:
-        """The pressure changed: all decisions are reconsidered."""
+        """What decisions depend on has changed: all are reconsidered."""
         for stay in self.stays.values():
             if stay.wait is not None:
                 stay.ask_at = -math.inf
@@ -227,6 +238,10 @@ class Residency:
             self.store.tick(self.settings.write_behind_s)
         else:
             self.store.poll()
+        if self._ram_is_scarce and now >= self._relieved_at + _RELIEVE_S:
+            self._relieved_at = now
+            size = max(1, int(_RELIEVED * self.store.arena.allocated))
+            self.store.relieve_ram(size, lose=self._ram_is == "critical")
         if self._live is None:
             return
         self._forget_ended_stays()
@@ -309,9 +324,17 @@ class Residency:
             if verdict.move is Move.DISK:
                 self.store.sink(job)
 
+    @property
+    def _ram_is_scarce(self) -> bool:
+        return self._ram_is in ("high", "critical")
+
+    @property
+    def _copies_ahead(self) -> bool:
+        return self.policy.copies_ahead and not self._ram_is_scarce
+
     def _copy_ahead(self, stall: Stall) -> None:
         """While nothing runs, copies idle states, so that giving their place away later takes no time."""
-        sequence = self._uncopied() if self.policy.copies_ahead else None
+        sequence = self._uncopied() if self._copies_ahead else None
         if sequence is not None and self.placer.park(sequence, stall, ahead=True) is Parking.FAILED:
             self._uncopyable.add(sequence.id)
 

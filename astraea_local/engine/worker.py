@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -147,11 +148,10 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     speeds = None if found is None else found.speeds_in(layout)
     settings = profile.scheduler
     experience = Experience(model.path.stem, profile.prediction, settings.predicted_output_tokens)
-    notes: list[str] = []
 
-    def tiers(form: Form) -> Tiers:
+    def tiers(form: Form, note: Callable[[str], None]) -> Tiers:
         on_gpu = model.offloaded != "none"
-        return open_tiers(profile, spec.model_path, context, form, on_gpu=on_gpu, note=notes.append)
+        return open_tiers(profile, spec.model_path, context, form, on_gpu=on_gpu, note=note)
 
     core = EngineCore(
         model,

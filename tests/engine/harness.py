@@ -38,10 +38,8 @@ class Harness:
         self.messages: list[ToFront] = []
         self._next = 0
 
-    def _tiers(self, form: Form) -> Tiers:
-        return open_tiers(
-            self.core_profile, self.model.path, self.context, form, on_gpu=False, note=lambda _text: None
-        )
+    def _tiers(self, form: Form, note: Callable[[str], None]) -> Tiers:
+        return open_tiers(self.core_profile, self.model.path, self.context, form, on_gpu=False, note=note)
 
     def close(self) -> None:
         self.core.close()

@@ -173,3 +173,43 @@ def test_nothing_is_written_where_nothing_can_be(
     h.core.residency.park_now("a")
     assert _again(h, "a", 1, 200, first.output)[0] >= 200
     assert sum("cannot be kept on disk" in record.message for record in caplog.records) == 1
+
+
+def _seconds_pass(h: Harness, seconds: int) -> None:
+    for _ in range(seconds):
+        h.ahead_s += 1.01
+        _settle(h, 5)
+
+
+def test_what_is_parked_leaves_scarce_ram_for_the_disk(harness: MakeHarness, tmp_path: Path) -> None:
+    h = harness(context__slots=2, retention__disk_path=str(tmp_path / "kv"), retention__write_behind_s=1e6)
+    store = h.core.residency.store
+    firsts = {job: h.ask(job, prompt(ord(job), 100)).output for job in "ab"}
+    for job in firsts:
+        h.core.residency.park_now(job)
+    assert store.ram_bytes
+    assert not store.disk_bytes
+    h.core.pressure_changed({"ram": "high"})
+    _seconds_pass(h, 20)
+    assert store.ram_bytes == store.arena.allocated == 0
+    assert store.tier_of("a")[0] == store.tier_of("b")[0] == "disk"
+    h.core.pressure_changed({"ram": "low"})
+    for job, first in firsts.items():
+        assert _again(h, job, ord(job), 100, first)[0] >= 100
+
+
+def test_without_a_disk_only_critical_ram_costs_states(harness: MakeHarness) -> None:
+    h = harness(context__slots=2)
+    residency = h.core.residency
+    for job in "ab":
+        h.ask(job, prompt(ord(job), 100))
+        residency.park_now(job)
+    held = residency.store.ram_bytes
+    h.core.pressure_changed({"ram": "high"})
+    _seconds_pass(h, 5)
+    assert residency.store.ram_bytes == held
+    h.core.pressure_changed({"ram": "critical"})
+    _seconds_pass(h, 1)
+    assert 0 < residency.store.ram_bytes < held
+    _seconds_pass(h, 5)
+    assert residency.store.arena.allocated == 0

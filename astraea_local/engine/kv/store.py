@@ -258,12 +258,27 @@ class ParkedStore:
         for piece in path(*found):
             piece.part.sinking = len(piece.part.children) <= 1
 
-    def relieve_ram(self, size: int) -> int:
-        """Frees up to `size` bytes of RAM whose content is on disk or worth least; returns those freed."""
+    def relieve_ram(self, size: int, *, lose: bool = True) -> int:
+        """Frees up to `size` bytes of RAM, what is worth least first; returns those freed.
+
+        Unused buffers and what is on disk too go at once. With `lose` so does the rest; else the disk is
+        given as much of it as is missing, and its RAM is free once it is written.
+        """
         before = self.arena.allocated
-        while before - self.arena.allocated < size and (self.arena.idle_bytes or self._give_up_one()):
+        self.arena.trim()
+        while before - self.arena.allocated < size and self._give_up_one(lose=lose):
             self.arena.trim()
-        return before - self.arena.allocated
+        freed = before - self.arena.allocated
+        if self.disk is not None and not lose:
+            self._sink_least(size - freed)
+        return freed
+
+    def _sink_least(self, size: int) -> None:
+        for part in sorted((p for p in self.tree if p.buffer is not None), key=self._density):
+            if size <= 0:
+                return
+            part.sinking = True
+            size -= part.size
 
     def _begin_read(self, part: Part) -> None:
         if self.disk is None or part.busy or self.disk.is_moving(part):
@@ -285,12 +300,14 @@ class ParkedStore:
                 return False
         return True
 
-    def _give_up_one(self, worth: float = math.inf) -> bool:
+    def _give_up_one(self, worth: float = math.inf, *, lose: bool = True) -> bool:
         """Gives up the RAM copy that is worth least for its size; False when there is none to give up."""
         held = [p for p in self.tree if p.buffer is not None and not p.busy]
         # What is on disk too is only slower to come back; of the rest only the ends can go alone.
-        on_disk = [p for p in held if p.on_disk]
-        worst = min(on_disk or [p for p in held if not p.children], key=self._density, default=None)
+        candidates = [p for p in held if p.on_disk]
+        if lose and not candidates:
+            candidates = [p for p in held if not p.children]
+        worst = min(candidates, key=self._density, default=None)
         if worst is None or self._density(worst) >= worth:
             return False
         if not worst.on_disk:
