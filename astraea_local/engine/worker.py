@@ -163,8 +163,6 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
         record=experience.record,
         open_tiers=tiers,
     )
-    # Ready by the time that a request needs it, in all likelihood.
-    threading.Thread(target=core.guides.warm_up, name="guidance", daemon=True).start()
     core.log.note("info", _known(speeds is not None, experience.records))
     if (parts := len(core.residency.store.tree)) and core.residency.store.disk is not None:
         core.log.note("info", f"{parts} parked KV states found on disk")
@@ -183,6 +181,9 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     probe = MemoryProbe(gpus, folder, profile.memory.poll_ms / 1000)
     watch = MemoryWatch(probe, profile.memory, model.size_bytes)
     watch.start()
+    # Ready by the time that a request needs it, in all likelihood.
+    warming = threading.Thread(target=core.guides.warm_up, name="guidance", daemon=True)
+    warming.start()
     sound = True
     try:
         loop.run(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
@@ -194,6 +195,8 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
         # Also when the front is gone: who starts the server again finds its agents' states.
         elastic.flush(_FLUSH_S, resident=sound)
         experience.close()
+        # It reads the vocabulary, which is closed next.
+        warming.join()
         core.close()
 
 
