@@ -87,3 +87,12 @@ def test_nothing_to_change() -> None:
     refused = run("resize")
     assert refused.returncode == 2
     assert "--ctx, --slots" in refused.stderr
+
+
+@pytest.mark.usefixtures("with_key")
+def test_jobs_and_the_scheduler_are_reached_with_the_key(guarded: Server) -> None:
+    assert "paused" in run("scheduler", "pause", "--url", guarded.url).stdout
+    assert "resumed" in run("scheduler", "resume", "--url", guarded.url).stdout
+    unknown = run("job", "pin", "nobody", "--url", guarded.url)
+    assert unknown.returncode == 2
+    assert "nobody" in unknown.stderr

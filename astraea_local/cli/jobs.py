@@ -7,7 +7,7 @@ from urllib.parse import quote
 import typer
 
 from astraea_local.cli.app import app
-from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, message_of
+from astraea_local.cli.shared import DEFAULT_URL, AsJson, fail, key_headers, message_of
 
 job_app = typer.Typer(
     help="Acts on one job of a running server; `ps` lists them.",
@@ -91,7 +91,8 @@ def _post(url: str, path: str, body: dict[str, Any] | None = None, *, as_json: b
     import httpx
 
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/astraea/v1/{path}", json=body, timeout=35)
+        where = f"{url.rstrip('/')}/astraea/v1/{path}"
+        answer = httpx.post(where, json=body, headers=key_headers(), timeout=35)
         done = answer.raise_for_status().json()
     except httpx.HTTPStatusError as error:
         fail(message_of(error.response), code=1 if error.response.status_code >= 500 else 2)

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from astraea_local.cli.app import app
-from astraea_local.cli.shared import DEFAULT_URL, AsJson, err, fail, out
+from astraea_local.cli.shared import DEFAULT_URL, AsJson, err, fail, key_headers, out
 from astraea_local.frame import KvRow, StateFrame
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def _running(url: str) -> KvRow | None:
     import httpx
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/astraea/v1/state", timeout=5).raise_for_status()
+        where = f"{url.rstrip('/')}/astraea/v1/state"
+        answer = httpx.get(where, headers=key_headers(), timeout=5).raise_for_status()
         return StateFrame.model_validate_json(answer.content).kv
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None

@@ -53,7 +53,7 @@ class Elastic:
         self._params_for = params_for
         self.size, self.slots = core.profile.context.size, core.scheduler.slots
         self.original = (self.size, self.slots)
-        """Cells and slots as the profile has them."""
+        """Cells and slots after pressure: the profile's, until somebody asks for others."""
         self.paused = False
 
     @property
@@ -81,6 +81,12 @@ class Elastic:
     def now(self) -> Resized:
         """The present sizes."""
         return Resized(self.slots, self.size, self._core.job_limit)
+
+    def resize_for_good(self, size: int, slots: int) -> str:
+        """As `resize`, on request: pressure that passes leads back to this size. Raises `ResizeRefused`."""
+        done = self.resize(size, slots, "on request")
+        self.original = (size, slots)
+        return done
 
     def resize(self, size: int, slots: int, reason: str) -> str:
         """Goes on with so many cells and slots; returns what was done. Raises `ResizeRefused`."""

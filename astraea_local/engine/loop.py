@@ -115,7 +115,7 @@ def answer(question: Resize | Suspend, elastic: Elastic) -> list[ToFront]:
     try:
         match question:
             case Resize(_, size, slots):
-                text = elastic.resize(size, slots, "on request")
+                text = elastic.resize_for_good(size, slots)
             case Suspend(_, on):
                 text = elastic.pause() if on else elastic.resume()
     except ResizeRefused as error:

@@ -11,7 +11,8 @@ from astraea_local.engine.binding import BindingError, ContextParams, Model
 from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
 from astraea_local.engine.messages import Cancel
 from astraea_local.engine.worker import context_params
-from astraea_local.profile import Profile, override
+from astraea_local.profile import MemorySettings, Profile, override
+from astraea_local.scheduler.pressure import ElasticContext, Level
 from tests.engine.harness import Harness, prompt
 
 LAYOUTS = ["per_slot", "unified"]
@@ -211,3 +212,16 @@ def test_the_last_flush_leaves_out_a_context_that_may_be_anything(
     h.elastic.flush(20, resident=resident)
     tree = h.core.residency.store.tree
     assert {job for job, part, _length in tree.jobs() if part.on_disk} == kept
+
+
+def test_a_size_that_was_asked_for_is_kept(resizable: Callable[..., Resizable]) -> None:
+    """It is not made good as if memory had been short; pressure that passes leads back to it."""
+    h = resizable("unified")
+    h.elastic.resize_for_good(1024, 2)
+    watch = ElasticContext(MemorySettings(calm_s=0))
+    assert h.elastic.state is not None
+    assert watch.decide(0.0, Level.LOW, None, h.elastic.state) is None
+    h.elastic.resize(512, 2, "pressure")
+    back = watch.decide(10.0, Level.LOW, None, h.elastic.state)
+    assert back is not None
+    assert (back.size, back.slots) == (1024, 2)
