@@ -86,6 +86,8 @@ class JobRow(_Part):
     output_tokens: int = 0
     kv_bytes: int = 0
     """Size of its KV where it is."""
+    kv_shared: int = 0
+    """Tokens of it that are stored once for it and others, whose states begin alike."""
     pinned: bool = False
     """A user asked that its KV stay in its slot."""
     wait_p50_s: float | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from astraea_local import __version__
 from astraea_local.engine.core import EngineCore
+from astraea_local.engine.kv.sharing import shared_tokens
 from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.rates import Rates
 from astraea_local.engine.run import Run
@@ -32,6 +33,7 @@ class FrameBuilder:
     watch: MemoryWatch
     started: float = field(default_factory=time.monotonic)
     _rates: Rates = field(default_factory=Rates)
+    _shared: dict[str, int] = field(default_factory=dict)
 
     def build(self) -> StateFrame:
         """The present picture."""
@@ -40,6 +42,7 @@ class FrameBuilder:
         speeds = core.meter.speeds
         sequences = list(core.table) if core.residency.attached else []
         self._rates.look(now, {i: s.received for i, s in core.scheduler.running.items()})
+        self._shared = shared_tokens(core.residency.store.tree)
         slots = [self._slot(s) for s in sequences]
         live = [s for s in sequences if s.segment is not None]
         running = max(1, len(live))
@@ -129,7 +132,7 @@ class FrameBuilder:
     def _job(self, job: Job, now: float) -> JobRow:
         core = self.core
         runs = [core.runs[i] for i in job.active if i in core.runs]
-        tier, kv_tokens, kv_bytes = self._kv(job.id)
+        tier, kv_tokens, kv_bytes, kv_shared = self._kv(job.id)
         move, move_s = self._next_move(job.id, now)
         segments = [core.scheduler.segments[i] for i in job.active if i in core.scheduler.segments]
         since = max((s.since for s in segments), default=job.since)
@@ -151,6 +154,7 @@ class FrameBuilder:
             kv=tier,
             kv_tokens=kv_tokens,
             kv_bytes=kv_bytes,
+            kv_shared=kv_shared,
             pinned=job.id in core.residency.pinned,
             next_move=move,
             next_move_s=move_s,
@@ -167,15 +171,17 @@ class FrameBuilder:
             prefix_note=job.note,
         )
 
-    def _kv(self, job_id: str) -> tuple[KvTier, int, int]:
-        """Where a job's KV is, its tokens and its bytes."""
+    def _kv(self, job_id: str) -> tuple[KvTier, int, int, int]:
+        """Where a job's KV is, its tokens, its bytes, and the tokens that others share."""
         core = self.core
-        sequences = core.table if core.residency.attached else ()
-        resident = max((len(s.tokens) for s in sequences if s.job == job_id), default=0)
+        mine = [s for s in core.table if s.job == job_id] if core.residency.attached else []
         tier, parked, size = core.residency.store.tier_of(job_id)
-        if resident and resident >= parked:
-            return "slot", resident, int(resident * core.meter.speeds.kv_token_bytes)
-        return tier, parked, size
+        longest = max(mine, key=lambda s: len(s.tokens), default=None)
+        if longest is not None and len(longest.tokens) >= max(1, parked):
+            resident = len(longest.tokens)
+            size = int(resident * core.meter.speeds.kv_token_bytes)
+            return "slot", resident, size, core.table.shared_tokens(longest)
+        return tier, parked, size, self._shared.get(job_id, 0)
 
     def _next_move(self, job_id: str, now: float) -> tuple[str, float | None]:
         """What will be done with a waiting job's KV, and in how many seconds if that is decided."""

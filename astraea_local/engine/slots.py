@@ -84,6 +84,17 @@ class CellLedger:
         """Whether `seq` uses cells that others use too."""
         return any(len(self._runs[run]) > 1 for run in self._chains.get(seq, []))
 
+    def shared(self, seq: int) -> int:
+        """Leading tokens of `seq` whose cells others use too."""
+        count = 0
+        for run in self._chains.get(seq, []):
+            users = self._runs[run]
+            others = max((length for user, length in users.items() if user != seq), default=0)
+            count += min(users[seq], others)
+            if others < users[seq]:
+                break
+        return count
+
     def share(self, source: int, target: int, count: int) -> None:
         """`target`, which must be empty, takes the first `count` tokens of `source`."""
         chain = self._chains.setdefault(target, [])
@@ -176,6 +187,10 @@ class SequenceTable:
     def shares(self, sequence: Sequence) -> bool:
         """Whether cells of this sequence belong to others too."""
         return self.unified and self._ledger.shares(sequence.id)
+
+    def shared_tokens(self, sequence: Sequence) -> int:
+        """Leading tokens of this sequence whose cells others use too."""
+        return self._ledger.shared(sequence.id) if self.unified else 0
 
     def idle(self) -> list[Sequence]:
         """Sequences that hold KV and are not running."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 _KV_BYTES = 131_072
 """Bytes of KV per token: a model of 8 billion parameters with grouped queries."""
+_ALIKE = 900
+"""Tokens of the instructions with which all agents begin."""
 _WATERMARKS = {"low": 0.80, "high": 0.90, "critical": 0.95}
 
 
@@ -110,6 +112,7 @@ def _job(job: Agent, now: float) -> JobRow:
         cached_tokens=job.cached_tokens,
         output_tokens=job.output_tokens,
         kv_bytes=job.tokens * _KV_BYTES if job.kv != "none" else 0,
+        kv_shared=_ALIKE if job.kv in ("ram", "disk") else 0,
         pinned=job.pinned,
         wait_p50_s=job.tool_p50 if waits else None,
         wait_p90_s=5 * job.tool_p50 if waits else None,

@@ -108,6 +108,7 @@ KV_STATES: tuple[Column[JobRow], ...] = (
     Column("WHERE", 6, lambda j, p: (j.kv, p.kv if j.kv == "slot" else p.accent)),
     Column("TOKENS", 7, lambda j, _: (count(j.kv_tokens), ""), right=True),
     Column("SIZE", 6, lambda j, _: (size(j.kv_bytes) if j.kv_bytes else "-", ""), right=True),
+    Column("SHARED", 6, lambda j, _: (count(j.kv_shared) if j.kv_shared else "", ""), right=True, rank=2),
     Column("PIN", 3, lambda j, p: ("⚲" if j.pinned else "", p.accent), rank=2),
     Column("STATE", 9, lambda j, p: (j.state, p.of_state(j.state))),
     Column("SINCE", 5, lambda j, _: (seconds(j.since_s), ""), right=True, rank=1),
