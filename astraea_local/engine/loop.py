@@ -49,22 +49,20 @@ def run(
     """Serves until told to stop; `calibrated` is told to the front. Raises `FrontGone`, `EngineFault`."""
     frames = FrameBuilder(core, watch)
     info = frames.server_info()
-    pipe.send(
-        [
-            Ready(
-                model=info.model,
-                model_class=info.model_class,
-                offloaded=info.offloaded,
-                layout=info.layout,
-                slots=info.slots,
-                context=info.context,
-                job_context=info.job_context,
-                pid=info.pid,
-                calibrated=calibrated,
-            ),
-            Frame(frames.build().model_dump_json().encode()),
-        ]
+    ready = Ready(
+        model=info.model,
+        model_class=info.model_class,
+        offloaded=info.offloaded,
+        layout=info.layout,
+        slots=info.slots,
+        context=info.context,
+        job_context=info.job_context,
+        pid=info.pid,
+        calibrated=calibrated,
     )
+    # The first frame knows the memory too.
+    changed = relieve(core, elastic, watch, time.monotonic())
+    pipe.send([ready, *changed, Frame(frames.build().model_dump_json().encode())])
     # What exists now stays: collections in the middle of a step need not look at it again.
     gc.collect()
     gc.freeze()
