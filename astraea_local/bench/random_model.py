@@ -31,7 +31,8 @@ _NORMAL, _UNUSED, _CONTROL, _BYTE = 1, 5, 3, 6  # token types
 class Shape:
     """Sizes of a model; `window` is the attention window of SWA layers, `state` that of mamba layers."""
 
-    arch: Literal["llama", "gemma2", "mamba", "jamba"]
+    arch: str
+    """`llama` and others with its tensors, `gemma2`, `mamba` or `jamba`."""
     layers: int
     width: int
     ff: int = 0

@@ -1,5 +1,6 @@
 """Embeddings are llama.cpp's own, in whatever parts they were computed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -7,8 +8,19 @@ import numpy as np
 import pytest
 
 from astraea_local.bench import random_model
-from astraea_local.bench.random_model import ShapeName
-from astraea_local.engine.binding import BindingError, ContextParams, Model, Pooler, Pooling, Tokens, Vector
+from astraea_local.bench.random_model import SHAPES, ShapeName
+from astraea_local.engine.binding import (
+    BindingError,
+    Context,
+    ContextParams,
+    Model,
+    Pooler,
+    Pooling,
+    Tokens,
+    Vector,
+)
+from astraea_local.engine.worker import embedding_params
+from astraea_local.profile import Profile, override
 
 POOLINGS = [Pooling.MEAN, Pooling.CLS, Pooling.LAST]
 TEXT = "The sea was calm that morning, and the boats lay still. " * 5
@@ -37,7 +49,7 @@ def embed(pooler: Pooler, tokens: Tokens) -> Vector:
     return vector
 
 
-def outputs(path: Path, pooling: int) -> Vector:
+def outputs(path: Path, pooling: int, text: str = TEXT) -> Vector:
     """What the high-level binding computes of the text: shape (n_embd,), without pooling (tokens, n_embd)."""
     llama = llama_cpp.Llama(
         str(path),
@@ -51,7 +63,7 @@ def outputs(path: Path, pooling: int) -> Vector:
         type_v=llama_cpp.GGML_TYPE_F32,
         verbose=False,
     )
-    found = np.array(llama.embed(TEXT), np.float32)
+    found = np.array(llama.embed(text), np.float32)
     llama.close()
     return found
 
@@ -100,6 +112,29 @@ def test_the_file_says_how_embeddings_are_made(
         assert model.pooling == pooling
         assert model.n_embd == 64
         assert model.causal
+
+
+def test_what_cannot_be_computed_in_parts_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tokens see others than those before them, an input is as long as one batch."""
+    profile = override(Profile(), {"context.size": 2048, "context.ubatch": 128})
+    with Model(model_path(tmp_path, 1)) as model:
+        assert embedding_params(profile, model).n_ctx == 2048
+    monkeypatch.setitem(SHAPES, "tiny", replace(SHAPES["tiny"], arch="llama-embed"))
+    path = model_path(tmp_path, 1)
+    with Model(path) as model, Pooler(model, embedding_params(profile, model)) as pooler:
+        made = embedding_params(profile, model)
+        assert (made.n_ctx, made.n_ubatch, model.causal) == (128, 128, False)
+        theirs = outputs(path, 1, TEXT[:128])
+        vector = embed(pooler, tokens_of(model, TEXT[:128]))
+    assert vector == pytest.approx(theirs / np.linalg.norm(theirs), abs=1e-2)
+
+
+def test_models_without_kv_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They include the encoders that most embeddings come from."""
+    monkeypatch.setitem(SHAPES, "tiny", replace(SHAPES["tiny"], arch="llada"))
+    path = model_path(tmp_path, 1)
+    with Model(path) as model, pytest.raises(BindingError, match=f"{path.name}.*use a decoder model"):
+        Context(model, ContextParams(512, 1))
 
 
 def test_a_context_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

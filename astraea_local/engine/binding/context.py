@@ -86,6 +86,12 @@ class Context(Handle):
         self.n_ctx = int(lib.llama_n_ctx(self._pointer))
         self.n_ctx_seq = int(lib.llama_n_ctx_seq(self._pointer))
         self._memory = lib.llama_get_memory(self._pointer)
+        if not self._memory:
+            self.close()
+            raise BindingError(
+                f"{model.path}: models that keep no KV (encoders such as BERT, diffusion models) are not "
+                "supported; use a decoder model"
+            )
 
     def close(self) -> None:
         if self._pointer is not None:

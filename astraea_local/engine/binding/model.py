@@ -133,8 +133,10 @@ class Model(Handle):
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only those before it, so that an input can be computed in parts."""
-        return self._of_architecture("attention.causal") != "false"
+        """Whether a token sees those before it, in the KV, and no others: inputs can be computed in parts."""
+        # llama.cpp's graph of that one reads no KV.
+        whole = self.metadata("general.architecture") == "llama-embed"
+        return not whole and self._of_architecture("attention.causal") != "false"
 
     @property
     def has_encoder(self) -> bool:
