@@ -267,7 +267,7 @@ class Reply:
     request: int
     outcome: Literal["done", "unknown", "refused", "unavailable"]
     """`unknown`: there is no such job. `refused`: not possible as things are. `unavailable`: no engine is
-    there to ask."""
+    there to ask, or no model to do it with."""
     text: str
     """What was done, or why not."""
     data: bytes = b""

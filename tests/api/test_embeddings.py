@@ -1,6 +1,8 @@
 """`/v1/embeddings` of a real server, spoken to by the official client."""
 
 import base64
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +184,28 @@ def test_while_the_model_is_unloaded_nothing_is_embedded(client: OpenAI, embedde
     httpx.post(f"{embedder.url}/astraea/v1/context", json={"size": 512}, timeout=30).raise_for_status()
     assert np.array_equal(vectors(embed(client, "the sea")), expected)
     assert embed(client, "x" * LIMIT).usage.prompt_tokens == LIMIT
+
+
+def test_the_engines_death_is_said_and_survived(client: OpenAI, embedder: Server) -> None:
+    """Nothing of it was delivered in part, so the client may simply ask again."""
+    expected = vectors(embed(client, "the sea"))
+    ended: list[InternalServerError] = []
+
+    def ask() -> None:
+        with pytest.raises(InternalServerError) as caught:
+            embed(client, ["u" * LIMIT] * 2048)
+        ended.append(caught.value)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(1.0)
+    assert not ended
+    os.kill(embedder.engine_pid(), signal.SIGKILL)
+    asking.join(30)
+    assert (ended[0].status_code, ended[0].code) == (503, "engine_unavailable")
+    assert "the engine died" in ended[0].message
+    embedder.wait_until(embedder.healthy)
+    assert np.array_equal(vectors(embed(client, "the sea")), expected)
 
 
 def test_it_counts_in_the_queue(
