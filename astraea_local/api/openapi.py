@@ -102,6 +102,24 @@ class TextCompletion(BaseModel):
     astraea: Timings
 
 
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelEntry(BaseModel):
     id: str
     object: Literal["model"]
@@ -154,6 +172,7 @@ _ANSWERS: dict[tuple[str, str], tuple[type[BaseModel] | None, bool]] = {
     ("delete", "/v1/responses/{response_id}"): (DeletedResponse, False),
     ("post", "/v1/messages"): (MessageObject, True),
     ("post", "/v1/messages/count_tokens"): (TokenCount, False),
+    ("post", "/v1/embeddings"): (EmbeddingList, False),
     ("get", "/v1/models"): (ModelList, False),
     ("get", "/health"): (Health, False),
     ("post", "/tokenize"): (TokenList, False),
@@ -164,6 +183,8 @@ _ANSWERS: dict[tuple[str, str], tuple[type[BaseModel] | None, bool]] = {
     ("post", "/astraea/v1/policy"): (PolicyState, False),
 }
 _GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# They wait for their turn at the model.
+_COMPUTES = (*_GENERATES, "/v1/embeddings")
 # What a client may say about the job behind a request; many send the like in headers of their own.
 _OF_THE_JOB = {
     "X-Astraea-Job": ({"type": "string"}, "The job's name"),
@@ -184,7 +205,7 @@ _ALWAYS = {
     "503": "Loading, restarting, stopping or out of room; Retry-After says when to try again",
 }
 _WITH_BODY = {"408": "The body did not arrive in time", "413": "The body is too large"}
-_OF_GENERATION = {
+_OF_COMPUTING = {
     "429": "The queue is full, or this API key's share of it; Retry-After says when to try again",
     "504": "The answer took longer than the server allows",
 }
@@ -230,8 +251,9 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
     faults = dict(_ALWAYS)
     if method not in ("get", "head"):
         faults |= _WITH_BODY
+    if method == "post" and path in _COMPUTES:
+        faults |= _OF_COMPUTING
     if method == "post" and path in _GENERATES:
-        faults |= _OF_GENERATION
         responses["200"]["headers"] = _JOB_NAME
         operation["parameters"] = [
             {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
@@ -256,8 +278,6 @@ def _complete(operation: dict[str, Any], method: str, path: str, keys_needed: bo
         # Not an error's shape: a monitor reads the same fields whatever the state.
         alternatives = [{"$ref": _REF.format(model=name)} for name in ("Health", "Error")]
         responses["503"]["content"] = {"application/json": {"schema": {"anyOf": alternatives}}}
-    if path == "/v1/embeddings":
-        del responses["200"]
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     if (method, path) in _ANSWERS:

@@ -4,7 +4,7 @@ Unknown fields are ignored, because clients send many; a known field of a wrong 
 """
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AliasChoices,
@@ -27,6 +27,8 @@ _MAX_CHOICES = 16
 _MAX_TOOLS = 512
 # Of one earlier answer, whoever gave it.
 _MAX_CALLS = 1024
+# Texts of one request for embeddings, as at OpenAI.
+_MAX_INPUTS = 2048
 
 
 class _Body(BaseModel):
@@ -341,6 +343,38 @@ class CompletionRequest(Generation):
         if len(value) == 0:
             raise ValueError("must not be empty")
         return value
+
+
+class EmbeddingRequest(_Body):
+    """`POST /v1/embeddings`."""
+
+    model: str = ""
+    input: str | list[str] | list[int] | list[list[int]]
+    """A text, or the token ids of one; or several of either."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """`base64`: the bytes of little-endian float32."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Nothing but the size that the model's embeddings have."""
+    user: str | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _some_but_not_too_many(cls, value: Any) -> Any:
+        if len(value) == 0:
+            raise ValueError("must not be empty")
+        if isinstance(value, list) and not isinstance(value[0], int) and len(value) > _MAX_INPUTS:
+            raise ValueError(f"{len(value):,} inputs are more than one request may have ({_MAX_INPUTS:,})")
+        return value
+
+    @property
+    def inputs(self) -> dict[str, str | list[int]]:
+        """Each input by what it is called in an error."""
+        given = self.input
+        if isinstance(given, str):
+            return {"input": given}
+        if isinstance(given[0], int):
+            return {"input": given}
+        return {f"input.{i}": cast("str | list[int]", each) for i, each in enumerate(given)}
 
 
 class TokenizeRequest(_Body):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -175,9 +175,9 @@ class Service:
         if (loss := identity.loss) is not None:
             self.engine.note(identity.job, loss.text)
             self.metrics.prefix_lost(loss.cause, loss.known - loss.at)
-        timeout_s = self.profile.server.request_timeout_s
-        deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s else None
-        return Call(endpoint, identity, prompt, handles, tenant=tenant, outline=parts, deadline=deadline)
+        return Call(
+            endpoint, identity, prompt, handles, tenant=tenant, outline=parts, deadline=self.deadline()
+        )
 
     def _room(self, body: Generation, prompt: Tokens) -> int:
         """Tokens that prompt and answer may have. Raises `ApiError` for a prompt that leaves none."""
@@ -226,7 +226,7 @@ class Service:
         outcome = "cancelled"
         try:
             while len(call.finished) < len(call.handles):
-                index, event = await self._next(call, merged)
+                index, event = await self.in_time(merged.get(), call.deadline)
                 if isinstance(event, Failed):
                     outcome = "failed"
                     raise from_failure(event)
@@ -240,10 +240,16 @@ class Service:
                 task.cancel()
             self.close(call, outcome)
 
-    async def _next(self, call: Call, events: asyncio.Queue[_T]) -> _T:
+    def deadline(self) -> float | None:
+        """When a request that comes now has to be answered, on the event loop's clock."""
+        timeout_s = self.profile.server.request_timeout_s
+        return asyncio.get_running_loop().time() + timeout_s if timeout_s else None
+
+    async def in_time(self, work: Awaitable[_T], deadline: float | None) -> _T:
+        """What `work` gives. Raises `ApiError` at the deadline."""
         try:
-            async with asyncio.timeout_at(call.deadline):
-                return await events.get()
+            async with asyncio.timeout_at(deadline):
+                return await work
         except TimeoutError:
             limit = self.profile.server.request_timeout_s
             text = f"the request took longer than server.request_timeout_s allows ({limit:g} s)"

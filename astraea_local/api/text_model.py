@@ -50,11 +50,11 @@ class TextModel:
         """Prompt, constraint and parser of a conversation. Raises `ApiError`."""
         return self._planner.plan(request)
 
-    def text_prompt(self, prompt: str | list[int]) -> Tokens:
-        """Tokens of a plain prompt; ids are taken as they are. Raises `ApiError`."""
+    def text_prompt(self, prompt: str | list[int], param: str = "prompt") -> Tokens:
+        """Tokens of a plain prompt; ids are taken as they are. Raises `ApiError` naming the field `param`."""
         if isinstance(prompt, str):
             return self.vocab.tokenize(prompt, add_special=True, parse_special=True)
-        self.check_tokens(prompt, "prompt")
+        self.check_tokens(prompt, param)
         return np.array(prompt, dtype=np.int32)
 
     def piece(self, token: int) -> bytes:

@@ -31,7 +31,8 @@ _NORMAL, _UNUSED, _CONTROL, _BYTE = 1, 5, 3, 6  # token types
 class Shape:
     """Sizes of a model; `window` is the attention window of SWA layers, `state` that of mamba layers."""
 
-    arch: Literal["llama", "gemma2", "mamba", "jamba"]
+    arch: str
+    """`llama` and others with its tensors, `gemma2`, `mamba` or `jamba`."""
     layers: int
     width: int
     ff: int = 0
@@ -74,18 +75,22 @@ def write(
     quant: Quant = "q8_0",
     tokenizer: Path | None = None,
     context: int | None = None,
+    pooling: int | None = None,
 ) -> Path:
     """Writes a model to `path` and returns it.
 
     The tokenizer and chat template are those of the GGUF `tokenizer` (a complete or a vocab-only one; with
     ChatML's template if it has none); with None a token is a byte, beside ChatML's special tokens.
-    `context` replaces the training context of the shape, in tokens. Tensors are made one at a time: memory
+    `context` replaces the training context of the shape, in tokens. With `pooling` it is an embedding model:
+    1 = the mean of the outputs, 2 = the first, 3 = the last. Tensors are made one at a time: memory
     stays near the largest of them. Raises `OSError`, and `ValueError` when `tokenizer` is no GGUF with one.
     """
     sizes = SHAPES[shape]
     writer = GGUFWriter(path, sizes.arch)
     vocab = _byte_tokenizer(writer) if tokenizer is None else _copy_tokenizer(writer, tokenizer)
     _metadata(writer, shape, sizes, vocab, quant, context or sizes.context)
+    if pooling is not None:
+        writer.add_uint32(f"{sizes.arch}.pooling_type", pooling)
     tensors = list(_tensors(sizes, vocab))
     for tensor in tensors:
         _announce(writer, tensor, quant)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from astraea_local.engine.binding import BindingError, Context, ContextParams, Model
+from astraea_local.engine.binding import BindingError, Context, ContextParams, Model, Pooler
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Resized
 from astraea_local.engine.model_runner import EngineFault
@@ -28,9 +28,14 @@ class Loaded:
 
     model: Model
     context: Context
+    pooler: Pooler | None = None
+    """Made when somebody wants an embedding."""
 
     def close(self) -> None:
-        """Frees both."""
+        """Frees all; contexts before the model that they read."""
+        if self.pooler is not None:
+            self.pooler.close()
+            self.pooler = None
         self.context.close()
         self.model.close()
 
@@ -147,6 +152,18 @@ class Elastic:
         self.paused = False
         self._core.log.note("info", "resumed")
         return "the model is loaded again; waiting requests go on"
+
+    def pooler(self, params: ContextParams) -> Pooler:
+        """What computes embeddings; made with these `params` if there is none.
+
+        Raises `BindingError` while paused, and when memory does not suffice.
+        """
+        if self.paused:
+            raise BindingError("the server is paused and its model unloaded: resume it first")
+        if self._loaded.pooler is None:
+            self._loaded.pooler = Pooler(self._loaded.model, params)
+            self._core.log.note("info", f"made a context of {params.n_ctx:,} tokens for embeddings")
+        return self._loaded.pooler
 
     def flush(self, timeout_s: float, *, resident: bool = True) -> None:
         """Parks all KV and writes it to disk, within about so many seconds; the core is not used after it.

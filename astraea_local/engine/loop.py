@@ -6,12 +6,14 @@ import time
 from astraea_local.engine.actions import act
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.elastic import Elastic, ResizeRefused
+from astraea_local.engine.embedder import Embedder
 from astraea_local.engine.experience import Experience
 from astraea_local.engine.frames import FrameBuilder
 from astraea_local.engine.memory_watch import MemoryWatch
 from astraea_local.engine.messages import (
     AskJob,
     Cancel,
+    Embed,
     EndJob,
     Frame,
     JobAction,
@@ -27,6 +29,7 @@ from astraea_local.engine.messages import (
     Suspend,
     ToFront,
     ToolCalled,
+    Withdraw,
 )
 from astraea_local.engine.pipe import Pipe
 from astraea_local.scheduler.pressure import Amount
@@ -40,6 +43,7 @@ _MOVING_S = 0.01
 def run(
     core: EngineCore,
     elastic: Elastic,
+    embedder: Embedder,
     watch: MemoryWatch,
     experience: Experience,
     pipe: Pipe,
@@ -59,6 +63,8 @@ def run(
         job_context=info.job_context,
         pid=info.pid,
         calibrated=calibrated,
+        embedding_size=embedder.size,
+        embedding_tokens=embedder.tokens,
     )
     # The first frame knows the memory too.
     changed = relieve(core, elastic, watch, time.monotonic())
@@ -69,7 +75,8 @@ def run(
     next_frame = 0.0
     was_busy, idle = False, True
     while True:
-        for message in pipe.receive(0 if core.busy else _IDLE_S if idle else _MOVING_S):
+        wait_s = 0 if core.busy or embedder.busy else _IDLE_S if idle else _MOVING_S
+        for message in pipe.receive(wait_s):
             match message:
                 case Submit():
                     core.submit(message)
@@ -87,6 +94,10 @@ def run(
                     watch.simulate(reading)
                 case Resize() | Suspend():
                     pipe.send(answer(message, elastic))
+                case Embed():
+                    embedder.ask(message)
+                case Withdraw(request):
+                    embedder.withdraw(request)
                 case JobAction() | PauseScheduling() | AskJob():
                     pipe.send([act(core, message)])
                 case Stop():
@@ -95,6 +106,8 @@ def run(
             core.step()
         idle = core.busy or not core.idle()
         out = core.take_messages()
+        if embedder.busy and (reply := embedder.step()) is not None:
+            out.append(reply)
         now = time.monotonic()
         out += relieve(core, elastic, watch, now)
         # Becoming idle is shown at once: the next look may be a second away.

@@ -129,9 +129,27 @@ class AskJob:
     job: str
 
 
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """The embeddings of some inputs, in `Reply.data`: float32 of shape (inputs, n_embd), each of length 1."""
+
+    request: int
+    inputs: tuple[Tokens, ...]
+    """Each of at least one and at most `Ready.embedding_tokens` tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody waits any more for the answer to this `Embed`; none will come."""
+
+    request: int
+
+
 CoreQuestion = JobAction | PauseScheduling | AskJob
-Question = Resize | Suspend | CoreQuestion
-ToEngine = Submit | Cancel | EndJob | ToolCalled | Note | SetPolicy | SimulatePressure | Stop | Question
+Question = Resize | Suspend | Embed | CoreQuestion
+ToEngine = (
+    Submit | Cancel | EndJob | ToolCalled | Note | SetPolicy | SimulatePressure | Stop | Withdraw | Question
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +173,10 @@ class Ready:
     pid: int
     calibrated: bool = False
     """Whether a calibration of this model on this machine was found."""
+    embedding_size: int = 0
+    """Numbers in an embedding; 0 = the model gives none."""
+    embedding_tokens: int = 0
+    """Tokens that an input of an embedding may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +267,11 @@ class Reply:
     request: int
     outcome: Literal["done", "unknown", "refused", "unavailable"]
     """`unknown`: there is no such job. `refused`: not possible as things are. `unavailable`: no engine is
-    there to ask."""
+    there to ask, or no model to do it with."""
     text: str
     """What was done, or why not."""
+    data: bytes = b""
+    """What was asked for, where it is not text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,10 @@ class Questions:
         if future is not None and not future.done():
             future.set_result(reply)
 
+    def withdrawn(self, question: Question) -> None:
+        """Nobody waits for its reply any more, and none will come."""
+        self._open.pop(question.request, None)
+
     def no_answer(self, why: str) -> None:
         """Answers all that are open with `unavailable`."""
         for request in list(self._open):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from astraea_local.engine import worker
+from astraea_local.engine.binding import Tokens
 from astraea_local.engine.child import Child, Target
 from astraea_local.engine.eventlog import EventLog
 from astraea_local.engine.memory import Reading
@@ -22,6 +23,7 @@ from astraea_local.engine.messages import (
     AskJob,
     Cancel,
     Delta,
+    Embed,
     EndJob,
     Failed,
     Finished,
@@ -47,6 +49,7 @@ from astraea_local.engine.messages import (
     ToEngine,
     ToFront,
     ToolCalled,
+    Withdraw,
 )
 from astraea_local.engine.questions import Questions
 from astraea_local.engine.restart_policy import RestartPolicy
@@ -106,6 +109,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._handles: dict[int, Handle] = {}
         self._questions = Questions()
+        self._embedding = 0
         self._child: Child | None = None
         self._ready_at = 0.0
         self._restart_policy = RestartPolicy()
@@ -126,8 +130,8 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Segments that are queued or running."""
-        return len(self._handles)
+        """Segments that are queued or running, and requests for embeddings."""
+        return len(self._handles) + self._embedding
 
     async def start(self) -> Ready:
         """Starts the child and waits until it serves. Raises `EngineStartError`."""
@@ -206,6 +210,22 @@ class Engine:
     async def job_detail(self, job: str) -> Reply:
         """A job's `JobDetail` as JSON."""
         return await self._ask(AskJob(self.next_id(), job))
+
+    async def embed(self, inputs: tuple[Tokens, ...]) -> Reply:
+        """The embeddings of some inputs, as `Embed` says; the engine stops when the caller is cancelled."""
+        question = Embed(self.next_id(), inputs)
+        self._embedding += 1
+        self._idle.clear()
+        try:
+            return await self._ask(question)
+        except asyncio.CancelledError:
+            self._questions.withdrawn(question)
+            if self.status in ("ready", "stopping"):
+                self._send([Withdraw(question.request)])
+            raise
+        finally:
+            self._embedding -= 1
+            self._check_idle()
 
     def simulate_pressure(self, reading: Reading | None) -> None:
         """Goes on as if memory were like that, after a restart of the engine as well; None ends it."""
@@ -332,9 +352,12 @@ class Engine:
 
     def _remove(self, segment: int) -> bool:
         known = self._handles.pop(segment, None) is not None
-        if not self._handles:
-            self._idle.set()
+        self._check_idle()
         return known
+
+    def _check_idle(self) -> None:
+        if not self.in_flight:
+            self._idle.set()
 
     # -- when it dies ------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from astraea_local.engine.binding import (
 )
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.elastic import Elastic, Loaded
+from astraea_local.engine.embedder import Embedder
 from astraea_local.engine.experience import Experience
 from astraea_local.engine.kv.folder import default_root
 from astraea_local.engine.kv.tiers import Tiers, open_tiers
@@ -49,6 +50,8 @@ _FLUSH_S = 10.0
 _ENOUGH_PER_SLOT = 2048
 # Sequences per slot in the unified layout: idle jobs stay resident there without holding a slot.
 _SEQUENCES_PER_SLOT = 4
+# Tokens of one embedding, as at OpenAI; its context takes memory for all of them beside the other one.
+_MAX_EMBEDDED = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,30 @@ def context_params(profile: Profile, model_class: ModelClass, n_ctx_train: int) 
         type_k=profile.kv.type_k,
         type_v=profile.kv.type_v,
         flash_attention=profile.model.flash_attention,
-        threads=profile.model.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        threads=_threads(profile),
     )
+
+
+def embedding_params(profile: Profile, model: Model) -> ContextParams:
+    """The context in which embeddings are computed; without `pooling` where the model gives none."""
+    size = min(model.n_ctx_train, profile.context.size, _MAX_EMBEDDED)
+    batch = min(size, profile.context.ubatch)
+    return ContextParams(
+        # What sees all of its tokens at once cannot be computed in parts.
+        n_ctx=size if model.causal else batch,
+        n_seq=1,
+        n_batch=batch,
+        n_ubatch=batch,
+        type_k=profile.kv.type_k,
+        type_v=profile.kv.type_v,
+        flash_attention=profile.model.flash_attention,
+        threads=_threads(profile),
+        pooling=model.pooling,
+    )
+
+
+def _threads(profile: Profile) -> int:
+    return profile.model.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
@@ -176,6 +201,7 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
             model.n_ctx_train,
         ),
     )
+    embedder = Embedder(elastic, embedding_params(profile, model), model.n_embd)
     folder = core.residency.store.folder or default_root()
     gpus = used_gpus(profile.model.gpu_layers, profile.model.split, profile.model.main_gpu)
     probe = MemoryProbe(gpus, folder, profile.memory.poll_ms / 1000)
@@ -186,7 +212,7 @@ def serve(spec: EngineSpec, loaded: Loaded, vocab: Vocab, pipe: Pipe) -> None:
     warming.start()
     sound = True
     try:
-        loop.run(core, elastic, watch, experience, pipe, calibrated=speeds is not None)
+        loop.run(core, elastic, embedder, watch, experience, pipe, calibrated=speeds is not None)
     except EngineFault:
         sound = False
         raise

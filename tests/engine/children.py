@@ -52,9 +52,16 @@ def notes_pressure(spec: EngineSpec, connection: Connection) -> None:
     """Writes a line for each simulated reading it is told, then says that it serves."""
 
     def serve(
-        core: object, elastic: object, watch: object, experience: object, pipe: Pipe, *, calibrated: bool
+        core: object,
+        elastic: object,
+        embedder: object,
+        watch: object,
+        experience: object,
+        pipe: Pipe,
+        *,
+        calibrated: bool,
     ) -> None:
-        del core, elastic, watch, experience, calibrated
+        del core, elastic, embedder, watch, experience, calibrated
         pipe.send([Ready("m", "full", "", "per_slot", 1, 512, 512, os.getpid())])
         while True:
             for message in pipe.receive(1.0):

@@ -19,9 +19,11 @@ from astraea_local.engine.binding.library import (
     Logits,
     ModelLoadError,
     Tokens,
+    Vector,
     start_backend,
 )
-from astraea_local.engine.binding.model import Model, ModelClass, Vocab
+from astraea_local.engine.binding.model import Model, ModelClass, Pooling, Vocab
+from astraea_local.engine.binding.pooler import Pooler
 from astraea_local.engine.binding.sampler import Candidates, Grammar, SamplerChain
 
 __all__ = [
@@ -42,8 +44,11 @@ __all__ = [
     "Model",
     "ModelClass",
     "ModelLoadError",
+    "Pooler",
+    "Pooling",
     "SamplerChain",
     "Tokens",
+    "Vector",
     "Vocab",
     "build_info",
     "device_memory",

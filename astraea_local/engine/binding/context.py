@@ -8,8 +8,17 @@ import llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-from astraea_local.engine.binding.library import BindingError, Bytes, Handle, Logits, Tokens, as_pointer, log
-from astraea_local.engine.binding.model import Model
+from astraea_local.engine.binding.library import (
+    BindingError,
+    Bytes,
+    Handle,
+    Logits,
+    Tokens,
+    Vector,
+    as_pointer,
+    log,
+)
+from astraea_local.engine.binding.model import Model, Pooling
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 KV_TYPES = {
@@ -38,6 +47,8 @@ class ContextParams:
     type_v: str = "f16"
     flash_attention: str = "auto"
     threads: int = 1
+    pooling: Pooling | None = None
+    """How embeddings are made of the outputs; None = the context gives logits only."""
 
 
 class Context(Handle):
@@ -59,6 +70,8 @@ class Context(Handle):
         c.swa_full = True
         c.offload_kqv = True
         c.no_perf = True
+        if params.pooling is not None:
+            c.embeddings, c.pooling_type = True, params.pooling
         log.recent.clear()
         self._pointer = lib.llama_init_from_model(model.pointer, c)
         if not self._pointer:
@@ -69,9 +82,16 @@ class Context(Handle):
             )
         self.params = params
         self.n_vocab = model.vocab.n_tokens
+        self._n_embd = model.n_embd
         self.n_ctx = int(lib.llama_n_ctx(self._pointer))
         self.n_ctx_seq = int(lib.llama_n_ctx_seq(self._pointer))
         self._memory = lib.llama_get_memory(self._pointer)
+        if not self._memory:
+            self.close()
+            raise BindingError(
+                f"{model.path}: models that keep no KV (encoders such as BERT, diffusion models) are not "
+                "supported; use a decoder model"
+            )
 
     def close(self) -> None:
         if self._pointer is not None:
@@ -86,6 +106,17 @@ class Context(Handle):
         """The logits of the batch's token `index`, shape (n_vocab,); a view valid until the next decode."""
         pointer = lib.llama_get_logits_ith(self._pointer, index)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+
+    def embedding(self, seq: int) -> Vector:
+        """The sequence's outputs of the last decode pooled, shape (n_embd,); a view valid until the next.
+
+        `llama_get_embeddings_seq`, which pools within one ubatch; of a context with `params.pooling`. Raises
+        `BindingError` when there are none.
+        """
+        pointer = lib.llama_get_embeddings_seq(self._pointer, seq)
+        if not pointer:
+            raise BindingError("llama.cpp gives no embeddings for models of this architecture")
+        return np.ctypeslib.as_array(pointer, shape=(self._n_embd,))
 
     def synchronize(self) -> None:
         """Waits for the device; timings taken before it measure nothing on a GPU."""
@@ -171,3 +202,7 @@ class Batch(Handle):
         self._wants_logits[end - 1] = last_logits
         self.raw.n_tokens = end
         return int(end - 1)
+
+    def want_all(self) -> None:
+        """Asks for the output of every token, as pooling needs."""
+        self._wants_logits[: self.raw.n_tokens] = 1

@@ -13,20 +13,21 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 _SYMBOLS = """
 backend_init model_default_params context_default_params model_load_from_file model_free init_from_model free
 get_memory memory_clear memory_seq_rm memory_seq_cp memory_seq_pos_min memory_seq_pos_max memory_can_shift
 state_seq_get_size state_seq_get_data state_seq_set_data batch_init batch_free decode synchronize
-get_logits_ith n_ctx n_ctx_seq n_batch n_seq_max model_get_vocab model_n_ctx_train model_n_embd model_n_layer
-model_n_head model_n_head_kv model_n_swa model_size model_n_params model_desc model_meta_val_str
-model_chat_template model_is_recurrent model_is_hybrid model_has_encoder vocab_n_tokens vocab_is_eog
-vocab_bos vocab_eos vocab_get_add_bos vocab_get_text vocab_get_attr tokenize token_to_piece sampler_chain_init
-sampler_chain_add sampler_chain_default_params sampler_init_greedy sampler_init_dist sampler_init_top_k
-sampler_init_top_p sampler_init_min_p sampler_init_typical sampler_init_temp sampler_init_penalties
-sampler_init_dry sampler_init_logit_bias sampler_init_grammar sampler_apply sampler_accept sampler_clone
-sampler_free supports_gpu_offload print_system_info log_set max_devices
+get_logits_ith get_embeddings_seq n_ctx n_ctx_seq n_batch n_seq_max model_get_vocab model_n_ctx_train
+model_n_embd_out model_n_layer model_n_head model_n_head_kv model_n_swa model_size model_n_params model_desc
+model_meta_val_str model_chat_template model_is_recurrent model_is_hybrid model_has_encoder vocab_n_tokens
+vocab_is_eog vocab_bos vocab_eos vocab_get_add_bos vocab_get_text vocab_get_attr tokenize token_to_piece
+sampler_chain_init sampler_chain_add sampler_chain_default_params sampler_init_greedy sampler_init_dist
+sampler_init_top_k sampler_init_top_p sampler_init_min_p sampler_init_typical sampler_init_temp
+sampler_init_penalties sampler_init_dry sampler_init_logit_bias sampler_init_grammar sampler_apply
+sampler_accept sampler_clone sampler_free supports_gpu_offload print_system_info log_set max_devices
 """.split()
 
 

@@ -40,6 +40,15 @@ class ModelClass(enum.StrEnum):
         return self in (ModelClass.FULL, ModelClass.SWA)
 
 
+class Pooling(enum.IntEnum):
+    """What of an input's outputs its embedding is, numbered as llama.cpp does."""
+
+    MEAN = 1
+    CLS = 2
+    """The output of the first token."""
+    LAST = 3
+
+
 class Model(Handle):
     """A loaded GGUF; with `vocab_only` just its tokenizer and metadata."""
 
@@ -112,6 +121,24 @@ class Model(Handle):
         return int(lib.llama_model_n_layer(self._pointer))
 
     @property
+    def n_embd(self) -> int:
+        """Numbers in an embedding."""
+        return int(lib.llama_model_n_embd_out(self._pointer))
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How its file says that embeddings are made (`<arch>.pooling_type`); None = it gives none."""
+        kind = self._of_architecture("pooling_type") or ""
+        return Pooling(int(kind)) if kind in {str(int(known)) for known in Pooling} else None
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees those before it, in the KV, and no others: inputs can be computed in parts."""
+        # llama.cpp's graph of that one reads no KV.
+        whole = self.metadata("general.architecture") == "llama-embed"
+        return not whole and self._of_architecture("attention.causal") != "false"
+
+    @property
     def has_encoder(self) -> bool:
         return bool(lib.llama_model_has_encoder(self._pointer))
 
@@ -151,6 +178,9 @@ class Model(Handle):
         buffer = ctypes.create_string_buffer(length + 1)
         lib.llama_model_meta_val_str(self._pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    def _of_architecture(self, key: str) -> str | None:
+        return self.metadata(f"{self.metadata('general.architecture')}.{key}")
 
 
 class Vocab:

@@ -219,9 +219,3 @@ def test_half_of_a_surrogate_pair_breaks_nothing(server: Server) -> None:
         content = body % stream
         answer = httpx.post(f"{server.base_url}/responses", content=content, headers=json_type, timeout=60)
         assert answer.status_code == 200
-
-
-def test_embeddings_are_refused_at_once(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError) as caught:
-        client.embeddings.create(model="demo", input="x")
-    assert "embeddings are not served by this model" in caught.value.message
