@@ -35,6 +35,9 @@ min_tokens = 1
 keepalive_s = 0.2
 """
 _LONG = 200
+_PROMPT = (
+    "We count slowly from one to one hundred, and leave out no number: one two three four five six seven"
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,14 @@ def eager(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -
 
 def _lines(server: Server, prompt: str, tokens: int) -> Iterator[str]:
     body = {
-        "messages": [{"role": "user", "content": prompt}],
+        "prompt": prompt,
         "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    with httpx.stream("POST", f"{server.base_url}/chat/completions", json=body, timeout=120) as answer:
+    with httpx.stream("POST", f"{server.base_url}/completions", json=body, timeout=120) as answer:
         answer.raise_for_status()
         yield from answer.iter_lines()
 
@@ -69,21 +72,22 @@ def _chunks(lines: list[str]) -> list[dict[str, object]]:
 
 def _text(lines: list[str]) -> str:
     return "".join(
-        choice["delta"].get("content", "")
+        choice["text"]
         for chunk in _chunks(lines)
         for choice in chunk["choices"]  # type: ignore[attr-defined]
     )
 
 
 def test_a_preempted_stream_pauses_says_so_and_loses_nothing(eager: Server) -> None:
-    # This leaves the prompt's KV, from which both others start, and nothing else that they could take over.
-    _whole(eager, "Count slowly.", 1)
-    alone = _whole(eager, "Count slowly.", _LONG)
+    # This leaves the KV of all but the prompt's last token, from which both others start. That token's is
+    # computed by each alone, not in a batch with others, which would round differently.
+    _whole(eager, _PROMPT, 1)
+    alone = _whole(eager, f"{_PROMPT} eight", _LONG)
     started = threading.Event()
     lines: list[str] = []
 
     def read_long() -> None:
-        for line in _lines(eager, "Count slowly.", _LONG):
+        for line in _lines(eager, f"{_PROMPT} eight", _LONG):
             lines.append(line)
             if len(lines) > 20:
                 started.set()
