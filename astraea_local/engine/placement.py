@@ -24,8 +24,6 @@ from astraea_local.scheduler.speeds import Speeds
 
 # Below this, moving KV about is not worth the trouble of doing it.
 _MIN_REUSE = 16
-# Copying into memory that was never used takes so many times as long: the system has to find it first.
-_FRESH = 8
 
 
 class Facts(Protocol):
@@ -264,13 +262,12 @@ class Placer:
         `ahead`: its place is not needed yet.
         """
         speeds = self._facts.speeds()
+        token_s = speeds.kv_token_bytes / speeds.save_bytes_s
         while True:
             tokens = sequence.tokens.view()
-            token_s = speeds.kv_token_bytes / speeds.save_bytes_s
-            left = len(tokens) - self._store.covered(tokens)
-            if not self._store.arena.reuses(int(left * speeds.kv_token_bytes)):
-                token_s *= _FRESH
             most = stall.tokens(token_s)
+            if stall.limited and not self._has_memory(sequence, tokens, most, stall):
+                return Parking.MORE
             if not stall.allows(token_s * (len(tokens) if most is None else most)):
                 return Parking.MORE
             with stall.timed():
@@ -279,6 +276,27 @@ class Placer:
                 )
             if done is not Parking.MORE:
                 return done
+
+    def _has_memory(self, sequence: Sequence, tokens: Tokens, most: int | None, stall: Stall) -> bool:
+        """Whether the next stretch can be copied into memory that is there; else some of it is prepared.
+
+        Memory that was never used costs many times what the copy does: the system has to find its pages.
+        """
+        start = self._store.covered(tokens)
+        end = len(tokens)
+        if most is not None and self.transfer.sliced:
+            end = min(end, start + most)
+        arena = self._store.arena
+        size = self.transfer.size_of(sequence.id, start, end) if start < end else 0
+        if not size or not arena.grows(size):
+            return True
+        took = 0.0
+        while stall.allows(took) and arena.grows(size):
+            before = stall.spent
+            with stall.timed():
+                arena.grow(size)
+            took = stall.spent - before
+        return False
 
     def move_out(self, sequence: Sequence, move: Move, stall: Stall) -> bool:
         """Takes an idle state out of its sequence; False when the copying is not finished yet."""

@@ -17,6 +17,11 @@ class Stall:
         self._limit = limit_s
         self.spent = 0.0
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._limit is not None
+
     def allows(self, seconds: float) -> bool:
         """Whether a move that is expected to take so long may be made in this step."""
         return self._limit is None or self.spent == 0.0 or self.spent + seconds <= self._limit

@@ -14,6 +14,7 @@ from astraea_local.engine.binding import Bytes
 _logger = logging.getLogger(__name__)
 
 _PAGE = 4096
+_TOUCHED = 1 << 20
 _SMALLEST = 1 << 16
 _STEPS = 8
 _LARGEST = 1.5
@@ -59,19 +60,39 @@ class BufferArena:
         self.allocated = 0
         self._allocate = allocate
         self._free: list[Bytes] = []
+        self._growing: Bytes | None = None
+        self._touched = 0
+        """Bytes of what is growing whose pages the system has found."""
 
     @property
     def idle_bytes(self) -> int:
         """Bytes of buffers that nobody uses at present."""
-        return sum(len(b) for b in self._free)
+        return sum(len(b) for b in self._free) + (0 if self._growing is None else len(self._growing))
 
     def fits(self, size: int) -> bool:
         """Whether `acquire` would find room."""
         return self.allocated - self.idle_bytes + size <= self.budget
 
-    def reuses(self, size: int) -> bool:
-        """Whether `acquire` would give memory that was used before."""
-        return bool(self._fitting(size))
+    def grows(self, size: int) -> bool:
+        """Whether `acquire` would take memory that was never used, or something is being prepared."""
+        if self._fitting(size):
+            return False
+        return self._growing is not None or self.allocated + size_class(size) <= self.budget
+
+    def grow(self, size: int) -> None:
+        """Prepares a mebibyte more of what was begun, or of a new buffer for `size` bytes.
+
+        `acquire` finds the buffer once it is complete.
+        """
+        if self._growing is None:
+            want = size_class(size)
+            self._growing, self._touched = self._allocate(want), 0
+            self.allocated += want
+        self._growing[self._touched : self._touched + _TOUCHED : _PAGE] = 0
+        self._touched += _TOUCHED
+        if self._touched >= len(self._growing):
+            self._free.append(self._growing)
+            self._growing = None
 
     def acquire(self, size: int) -> Bytes | None:
         """A buffer of at least `size` bytes, or None when the budget does not allow one."""
@@ -94,6 +115,7 @@ class BufferArena:
 
     def trim(self) -> None:
         """Frees every buffer that nobody uses."""
+        self._stop_growing()
         self.allocated -= self.idle_bytes
         self._free.clear()
 
@@ -103,8 +125,15 @@ class BufferArena:
 
     def _make_room(self, want: int) -> None:
         # What is free does not fit this caller: give it back before saying no.
+        if self.allocated + want > self.budget:
+            self._stop_growing()
         while self._free and self.allocated + want > self.budget:
             self.allocated -= len(self._free.pop())
+
+    def _stop_growing(self) -> None:
+        if self._growing is not None:
+            self.allocated -= len(self._growing)
+            self._growing = None
 
 
 def size_class(size: int) -> int:

@@ -105,3 +105,45 @@ def test_plain_memory_begins_with_a_page(size: int) -> None:
     buffer = plain(size)
     assert len(buffer) == size
     assert buffer.ctypes.data % 4096 == 0
+
+
+def test_a_buffer_is_prepared_bit_by_bit() -> None:
+    arena = BufferArena(10 << 20)
+    steps = 0
+    while arena.grows(3 << 20):
+        arena.grow(3 << 20)
+        steps += 1
+    assert steps == 3
+    assert arena.allocated == arena.idle_bytes == 3 << 20
+    prepared = arena.acquire(3 << 20)
+    assert prepared is not None
+    assert arena.allocated == 3 << 20
+    assert not arena.idle_bytes
+
+
+def test_who_wants_another_size_waits_for_what_was_begun() -> None:
+    """Two that take turns both get on."""
+    arena = BufferArena(20 << 20)
+    sizes = [3 << 20, 6 << 20]
+    for _ in range(20):
+        for size in sizes:
+            if arena.grows(size):
+                arena.grow(size)
+    assert not any(arena.grows(size) for size in sizes)
+    assert arena.allocated == arena.idle_bytes == 9 << 20
+
+
+def test_nothing_is_prepared_beyond_the_budget() -> None:
+    arena = BufferArena(4 << 20)
+    assert not arena.grows(5 << 20)
+    arena.grow(3 << 20)
+    assert arena.fits(4 << 20)
+    assert arena.acquire(4 << 20) is not None
+    assert arena.allocated == 4 << 20
+
+
+def test_what_was_begun_is_given_back_too() -> None:
+    arena = BufferArena(4 << 20)
+    arena.grow(3 << 20)
+    arena.trim()
+    assert arena.allocated == arena.idle_bytes == 0
