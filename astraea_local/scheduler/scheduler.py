@@ -154,9 +154,13 @@ class Scheduler:
         segment.output += output
         self._context += output
         job = self.jobs[segment.job]
+        if len(job.active) < 2:
+            job.attained += computed
+            return
+        # Its other segments, which may wait, sink with it.
         level = self.policy.level(job)
         job.attained += computed
-        if len(job.active) > 1 and self.policy.level(job) != level:
+        if self.policy.level(job) != level:
             self._sunk.append(job)
 
     def finish(self, now: float, segment_id: int) -> Segment:

@@ -12,6 +12,7 @@ served it by then. Overdue segments go
 before all others, by arrival, and nothing takes their slots, so that none waits for ever.
 """
 
+from bisect import bisect_left
 from typing import ClassVar
 
 from astraea_local.scheduler.cost import Conditions, price_s, service_s
@@ -37,7 +38,7 @@ class Astraea(Policy):
         return len(self.settings.level_tokens)
 
     def level(self, job: Job) -> int:
-        level = sum(job.attained > threshold for threshold in self.settings.level_tokens)
+        level = bisect_left(self.settings.level_tokens, job.attained)
         # A job that mostly waits for tools frees its slot soon: it counts one queue higher.
         return max(0, level - (job.bound is Bound.IO))
 
