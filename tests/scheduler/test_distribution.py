@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from astraea_local.scheduler import distribution
@@ -70,6 +70,7 @@ def test_a_moment_that_was_planned_for_has_passed() -> None:
     assert found.rest(0.0) == found
 
 
+@example(Distribution.of([1.0, 524290.8129131634]), 0.5, 1.952546097629238)
 @given(distributions(), st.floats(0.01, 0.99), st.floats(0, 2e6))
 def test_a_quantile_beyond_is_beyond_and_has_its_share(
     found: Distribution, share: float, reached: float
@@ -78,7 +79,9 @@ def test_a_quantile_beyond_is_beyond_and_has_its_share(
     assert point > reached
     if found.beyond(reached) > 0:
         assert point in found.points
-        assert found.within(reached, point - reached) >= share - 1e-6
+        # Two units in the last place more: the sum of the two may be rounded to less than the point.
+        just_after = math.nextafter(math.nextafter(point, math.inf), math.inf)
+        assert found.within(reached, just_after - reached) >= share - 1e-6
 
 
 @given(distributions(), st.floats(0.01, 0.99))
