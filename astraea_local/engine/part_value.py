@@ -1,13 +1,24 @@
 """What a parked stretch of KV is worth: the seconds that losing it would cost."""
 
 import math
+from typing import Protocol
 
 from astraea_local.engine.kv.parts import Part
-from astraea_local.engine.placement import Facts
+from astraea_local.scheduler.speeds import Speeds
 
 # A finished job's state is worth little, and half of that after so long.
 _UNOWNED = 0.05
 _HALF_LIFE_S = 600.0
+
+
+class Facts(Protocol):
+    """What has to be known of jobs and the machine."""
+
+    def speeds(self) -> Speeds:
+        """Measured speeds."""
+
+    def is_useful(self, job: str | None) -> bool:
+        """Whether the job is expected to come back."""
 
 
 def part_value(part: Part, facts: Facts, now: float) -> float:

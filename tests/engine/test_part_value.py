@@ -7,8 +7,6 @@ import pytest
 
 from astraea_local.engine.kv.parts import Part, PartTree
 from astraea_local.engine.part_value import part_value
-from astraea_local.engine.slots import Sequence
-from astraea_local.scheduler.retention import IdleKv, Situation
 from astraea_local.scheduler.speeds import Speeds
 
 
@@ -23,18 +21,6 @@ class FewFacts:
 
     def is_useful(self, job: str | None) -> bool:
         return job in self.useful
-
-    def is_asking(self, job: str) -> bool:
-        raise NotImplementedError
-
-    def is_running(self, job: str) -> bool:
-        raise NotImplementedError
-
-    def describe(self, sequence: Sequence) -> IdleKv:
-        raise NotImplementedError
-
-    def situation(self) -> Situation:
-        raise NotImplementedError
 
 
 def _conversation() -> tuple[Part, Part]:
