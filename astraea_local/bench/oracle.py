@@ -45,10 +45,8 @@ class Oracle(Policy):
     def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
         return best_width(speeds, slots, ready, context)
 
-    def may_preempt(
-        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
-    ) -> bool:
-        return keys[0].since < keys[1].since and victim.quantum >= self.settings.min_quantum_tokens
+    def may_preempt(self, waiting: Key, running: Key, now: float) -> bool:
+        return waiting.since < running.since
 
     def _work(self, segment: Segment, job: Job, at: Conditions) -> float:
         truth = self._truths[job.id]

@@ -104,7 +104,8 @@ class SimKv:
 
     def grow(self, state: State, tokens: int) -> None:
         """Adds computed tokens."""
-        self._set(state, state.resident + tokens)
+        self.used += tokens
+        state.resident += tokens
 
     def release(self, state: State, now: float, wait: Distribution | None, kept_until: float) -> float:
         """The segment left its slot; with `wait`, its job waits for a tool. Returns seconds of moving."""

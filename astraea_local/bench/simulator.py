@@ -66,8 +66,10 @@ class _Live:
     context: int = 0
     """Tokens of its conversation so far."""
     computed: int = 0
-    """The longest its KV ever was."""
+    """The longest its KV was when it last lost its slot."""
     segment: int = 0
+    output_tokens: int = 0
+    """True length of the present segment's output."""
     queued_s: float = 0.0
     tool_s: float = 0.0
     switches: int = 0
@@ -146,6 +148,7 @@ class Simulation:
         job, number = live.truth.job, live.truth.call
         call = job.calls[number]
         live.context += call.new_tokens
+        live.output_tokens = call.output_tokens
         live.state.wait = None
         self._ids += 1
         live.segment = self._ids
@@ -208,20 +211,19 @@ class Simulation:
         live = self._by_segment[number]
         self._pass(self._kv.release(live.state, self.now, None, 0.0))
         segment = self.scheduler.running[number]
+        live.computed = max(live.computed, segment.computed)
         live.switches += 1
         self._waiting_tokens += segment.context
         cached = self._cached(live, segment.context)
         self.scheduler.stopped(self.now, number, cached)
         self.scheduler.set_cached(self.now, number, cached, self._restore_s(live))
         self._replan = True
-        if segment in self._order:
-            self._order.remove(segment)
+        self._order = [s for s in self._order if s is not segment]
 
     def _step(self) -> None:
         speeds = self.machine.speeds
-        decoding = [s for s in self._order if s.computed and s.context - s.computed == 1]
-        span = sum(s.context for s in decoding)
-        chunks = self._chunks(len(decoding), span)
+        decoding, filling, span = self._phases()
+        chunks = self._chunks(filling, len(decoding), span) if filling else []
         needed = len(decoding) + sum(tokens for _segment, tokens in chunks)
         if not needed:
             # Nothing runs, and the first of those that wait does not fit into the empty machine either.
@@ -238,16 +240,26 @@ class Simulation:
             steps, seconds = self._many(decoding, span)
         self._since_plan += steps
         self._pass(seconds)
-        for segment in decoding:
-            self._advance(segment, steps, steps)
+        self._decoded(decoding, steps)
         for segment, tokens in chunks:
             self._fill(segment, tokens)
         self._finish_ended()
 
-    def _chunks(self, decoding: int, span: int) -> list[tuple[Segment, int]]:
-        filling = [s for s in self._order if not (s.computed and s.context - s.computed == 1)]
-        if not filling:
-            return []
+    def _phases(self) -> tuple[list[Segment], list[Segment], int]:
+        """Running segments that decode, those that prefill, and the context of the first."""
+        decoding: list[Segment] = []
+        filling: list[Segment] = []
+        span = 0
+        for segment in self._order:
+            context = segment.context
+            if segment.computed and context - segment.computed == 1:
+                decoding.append(segment)
+                span += context
+            else:
+                filling.append(segment)
+        return decoding, filling, span
+
+    def _chunks(self, filling: Sequence[Segment], decoding: int, span: int) -> list[tuple[Segment, int]]:
         room = self.machine.batch - decoding
         if decoding or self.scheduler.queue:
             budget = prefill_budget(
@@ -270,10 +282,7 @@ class Simulation:
     def _many(self, decoding: Sequence[Segment], span: int) -> tuple[int, float]:
         """How many decode steps pass until something can happen, and their seconds."""
         speeds, width = self.machine.speeds, len(decoding)
-        steps = min(
-            self._by_segment[s.id].truth.job.calls[self._by_segment[s.id].truth.call].output_tokens - s.output
-            for s in decoding
-        )
+        steps = min([self._by_segment[s.id].output_tokens - s.output for s in decoding])
         if self.scheduler.policy.preempts and self.scheduler.queue:
             steps = min(steps, max(1, _REPLAN_STEPS - self._since_plan))
         first = speeds.decode_step(width, span) + self._kv.tax_s
@@ -303,12 +312,12 @@ class Simulation:
             "give the machine more, or the workload a smaller context limit"
         )
 
-    def _advance(self, segment: Segment, computed: int, output: int) -> None:
-        live = self._by_segment[segment.id]
-        self.scheduler.advance(segment.id, computed=computed, output=output)
-        self._kv.grow(live.state, computed)
-        live.computed = max(live.computed, segment.computed)
-        self._result.decoded += output
+    def _decoded(self, segments: Sequence[Segment], steps: int) -> None:
+        advance, grow, by_segment = self.scheduler.advance, self._kv.grow, self._by_segment
+        for segment in segments:
+            advance(segment.id, computed=steps, output=steps)
+            grow(by_segment[segment.id].state, steps)
+        self._result.decoded += steps * len(segments)
 
     def _fill(self, segment: Segment, tokens: int) -> None:
         live = self._by_segment[segment.id]
@@ -316,14 +325,13 @@ class Simulation:
         self._result.prefilled += tokens
         self._result.recomputed += again
         done = segment.computed + tokens == segment.context
-        self._advance(segment, tokens, int(done))
+        self.scheduler.advance(segment.id, computed=tokens, output=int(done))
+        self._kv.grow(live.state, tokens)
+        self._result.decoded += done
 
     def _finish_ended(self) -> None:
-        ended = []
-        for segment in self._order:
-            truth = self._by_segment[segment.id].truth
-            if segment.output >= truth.job.calls[truth.call].output_tokens:
-                ended.append(segment)
+        by_segment = self._by_segment
+        ended = [s for s in self._order if s.output >= by_segment[s.id].output_tokens]
         for segment in ended:
             self._order.remove(segment)
             self._end(segment)
@@ -332,6 +340,7 @@ class Simulation:
         live = self._by_segment.pop(segment.id)
         job, number = live.truth.job, live.truth.call
         live.context = segment.context
+        live.computed = max(live.computed, segment.computed)
         live.queued_s += segment.waited_at(self.now)
         self._kinds.add(job.kind)
         self.scheduler.finish(self.now, segment.id)

@@ -9,7 +9,7 @@ parent: a verb that was seen twice says little, one that was seen fifty times sa
 import math
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist
@@ -94,6 +94,11 @@ class Distribution:
         """Expected value of what is above `limit` counted as `limit`."""
         index = bisect_right(self.points, limit)
         return self._mass[0] - self._mass[index] + limit * self._above[index]
+
+    def thresholds(self) -> Iterator[tuple[float, float, float]]:
+        """Every point with its `capped` and its `beyond`; of equal points, those of the last one hold."""
+        for point, mass, above in zip(self.points, self._mass[1:], self._above[1:], strict=True):
+            yield point, self._mass[0] - mass + point * above, above
 
     def within(self, reached: float, more: float) -> float:
         """Probability that it ends within `more`, given that `reached` was passed."""

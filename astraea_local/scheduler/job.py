@@ -35,7 +35,7 @@ class Rest:
     """Seconds in a tool before each of them."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Segment:
     """One LLM call. Token counts grow as the engine reports work; times are seconds."""
 
@@ -77,7 +77,8 @@ class Segment:
     def uncached(self) -> int:
         """Tokens still to be prefilled before the next one can be sampled; at least one."""
         known = self.computed if self.state is SegmentState.RUNNING else self.cached
-        return max(1, self.context - known)
+        left = self.prompt_tokens + self.output - known
+        return max(1, left)
 
     @property
     def remaining_output(self) -> float:
@@ -90,7 +91,7 @@ class Segment:
         return self.waited + (now - self.since if self.state is SegmentState.WAITING else 0.0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One agent run: its segments share this record."""
 

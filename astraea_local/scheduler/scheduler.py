@@ -407,8 +407,9 @@ class Scheduler:
 
     def _victim(self, now: float, candidate: Segment) -> list[Segment]:
         key = self.queue.key(candidate.id)
+        quantum = self.settings.min_quantum_tokens
         ranked = sorted(
-            (s for s in self.running.values() if not s.urgent),
+            (s for s in self.running.values() if s.quantum >= quantum and not s.urgent),
             key=lambda s: self._place(now, s),
             reverse=True,
         )
@@ -418,7 +419,7 @@ class Scheduler:
             theirs = self.policy.key(victim, self.jobs[victim.job], now, self._at)
             if gave_way and theirs.level <= key.level:
                 continue
-            if self.policy.may_preempt(candidate, victim, (key, theirs), now, self._at):
+            if self.policy.may_preempt(key, theirs, now):
                 return [victim]
         return []
 

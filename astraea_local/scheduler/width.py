@@ -7,6 +7,8 @@ as those that wait, nothing is gained by running few, and the mean is n / R(w). 
 between, nearer to the second.
 """
 
+import math
+
 from astraea_local.scheduler.speeds import Speeds
 
 # How much of the gain of known sizes predictions keep; chosen in simulation (docs/scheduling.md).
@@ -19,8 +21,13 @@ def best_width(speeds: Speeds, slots: int, ready: int, context: float) -> int:
     `context` is their mean length in tokens: where attention is the cost, batching buys nothing.
     """
 
-    def mean_completion(width: int) -> float:
-        rate = width / speeds.decode_step(width, int(width * context))
-        return (max(ready, width) + _KNOWN * width) / rate
+    most = max(1, min(slots, ready))
 
-    return min(range(1, slots + 1), key=mean_completion)
+    def mean_completion(width: int) -> float:
+        return (max(ready, width) + _KNOWN * width) * speeds.decode_step(width, width * context) / width
+
+    # For w <= n it is n b / w + 0.3 c w and a constant: b a base step, c what each segment adds.
+    each = speeds.step_segment_s + context * speeds.step_token_s
+    ideal = math.sqrt(ready * speeds.step_base_s / (_KNOWN * each)) if each else math.inf
+    lower = int(min(max(1.0, ideal), most))
+    return min(lower, min(lower + 1, most), key=mean_completion)

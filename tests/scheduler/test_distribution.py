@@ -100,6 +100,14 @@ def test_probabilities_are_probabilities(found: Distribution, a: float, b: float
     assert found.beyond(low) * (1 - found.within(low, more)) == pytest.approx(found.beyond(high))
 
 
+@given(distributions())
+def test_every_point_comes_with_what_the_methods_say_of_it(found: Distribution) -> None:
+    last = {point: (capped, beyond) for point, capped, beyond in found.thresholds()}
+    assert list(last) == sorted(set(found.points))
+    for point, (capped, beyond) in last.items():
+        assert (capped, beyond) == (pytest.approx(found.capped(point)), found.beyond(point))
+
+
 @given(distributions(), positive)
 def test_something_always_remains(found: Distribution, reached: float) -> None:
     assert found.remaining(0.0) == pytest.approx(found.mean)

@@ -57,9 +57,9 @@ def _job(*, attained: int = 0, priority: int = 0, waited: float = 0.0) -> Job:
     return Job("a", 0.0, attained=attained, priority=priority, waited=waited)
 
 
-def _running(segment: Segment, now: float, *, quantum: int) -> Segment:
+def _running(segment: Segment, now: float) -> Segment:
     segment.waited = now - segment.since
-    segment.state, segment.since, segment.quantum = SegmentState.RUNNING, now, quantum
+    segment.state, segment.since = SegmentState.RUNNING, now
     return segment
 
 
@@ -219,11 +219,10 @@ def test_the_overdue_go_by_arrival() -> None:
     assert order == [9, 8, 1]
 
 
-def _preempts(policy: Policy, now: float, *, quantum: int, waiting_prompt: int = 10) -> bool:
-    victim = _running(_segment(1, prompt=4000), 0.0, quantum=quantum)
+def _preempts(policy: Policy, now: float, *, waiting_prompt: int = 10) -> bool:
+    victim = _running(_segment(1, prompt=4000), 0.0)
     waiting = _segment(2, prompt=waiting_prompt, output=10.0)
-    keys = (_key(policy, waiting, _job(), now), _key(policy, victim, _job(), now))
-    return policy.may_preempt(waiting, victim, keys, now, _AT)
+    return policy.may_preempt(_key(policy, waiting, _job(), now), _key(policy, victim, _job(), now), now)
 
 
 def test_preemption_needs_a_clearly_higher_score(astraea: Policy) -> None:
@@ -233,29 +232,25 @@ def test_preemption_needs_a_clearly_higher_score(astraea: Policy) -> None:
         waiting = _segment(2, prompt=3900)
         # The victim's score is that of the head start; the other's grows by waiting.
         now = 20.0 * (ratio * price_s(waiting, _AT) / price - 1)
-        _running(victim, 0.0, quantum=1000)
+        _running(victim, 0.0)
         keys = (_key(astraea, waiting, job, now), _key(astraea, victim, job, now))
         assert keys[0].score(now) == pytest.approx(ratio * keys[1].score(now))
-        assert astraea.may_preempt(waiting, victim, keys, now, _AT) is expected
-
-
-def test_preemption_leaves_everyone_a_quantum(astraea: Policy) -> None:
-    assert not _preempts(astraea, 60.0, quantum=63)
-    assert _preempts(astraea, 60.0, quantum=64)
+        assert astraea.may_preempt(*keys, now) is expected
 
 
 def test_nobody_is_preempted_for_something_longer(astraea: Policy) -> None:
-    assert not _preempts(astraea, 500.0, quantum=1000, waiting_prompt=5000)
+    assert _preempts(astraea, 500.0)
+    assert not _preempts(astraea, 500.0, waiting_prompt=5000)
 
 
 def test_nobody_is_preempted_for_a_lower_queue(astraea: Policy) -> None:
-    victim = _running(_segment(1, prompt=4000), 0.0, quantum=1000)
+    victim = _running(_segment(1, prompt=4000), 0.0)
     waiting = _segment(2, prompt=10, output=10.0)
     keys = (_key(astraea, waiting, _job(attained=200_000), 2.0), _key(astraea, victim, _job(), 2.0))
     assert keys[0].score(2.0) > 2.0 * keys[1].score(2.0)
-    assert not astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
+    assert not astraea.may_preempt(*keys, 2.0)
     keys = (_key(astraea, waiting, _job(), 2.0), _key(astraea, victim, _job(attained=200_000), 2.0))
-    assert astraea.may_preempt(waiting, victim, keys, 2.0, _AT)
+    assert astraea.may_preempt(*keys, 2.0)
 
 
 def test_few_run_at_once_where_batching_buys_little(astraea: Policy) -> None:
@@ -349,7 +344,7 @@ def test_fcfs_is_arrival_and_nothing_else() -> None:
     assert _before(fcfs, first, second, 50.0)
     assert _before(fcfs, (_segment(3), _job()), (_segment(7), _job()), 50.0)
     assert not fcfs.preempts
-    assert not _preempts(fcfs, 1e6, quantum=10**6)
+    assert not _preempts(fcfs, 1e6)
 
 
 def test_sjf_lets_the_long_wait_for_ever() -> None:
@@ -381,13 +376,12 @@ def test_in_mlfq_a_call_sinks_by_what_it_received_itself() -> None:
     assert _before(mlfq, (early, job), (late, job), 5.0)
 
 
-def test_in_mlfq_a_call_that_sank_gives_way_after_its_quantum() -> None:
+def test_in_mlfq_a_call_that_sank_gives_way() -> None:
     mlfq = _make("mlfq")
     waiting, job = _segment(2, prompt=9000), _job()
-    for received, quantum, expected in ((512, 100, False), (513, 63, False), (513, 64, True)):
-        victim = _running(_segment(1, received=received), 0.0, quantum=quantum)
-        keys = (_key(mlfq, waiting, job), _key(mlfq, victim, job))
-        assert mlfq.may_preempt(waiting, victim, keys, 0.0, _AT) is expected
+    for received, expected in ((512, False), (513, True)):
+        victim = _running(_segment(1, received=received), 0.0)
+        assert mlfq.may_preempt(_key(mlfq, waiting, job), _key(mlfq, victim, job), 0.0) is expected
 
 
 def test_plas_prefers_jobs_that_received_least_and_among_them_the_first() -> None:
@@ -397,11 +391,8 @@ def test_plas_prefers_jobs_that_received_least_and_among_them_the_first() -> Non
     assert _before(plas, light, heavy, 9.0)
     assert _before(plas, heavy, (_segment(3, arrived=2.0), _job(attained=30_000)), 9.0)
     keys = (_key(plas, *light), _key(plas, *heavy))
-    victim = _running(heavy[0], 0.0, quantum=64)
-    assert plas.may_preempt(light[0], victim, keys, 9.0, _AT)
-    assert not plas.may_preempt(light[0], victim, (keys[1], keys[1]), 9.0, _AT)
-    victim.quantum = 63
-    assert not plas.may_preempt(light[0], victim, keys, 9.0, _AT)
+    assert plas.may_preempt(*keys, 9.0)
+    assert not plas.may_preempt(keys[1], keys[1], 9.0)
 
 
 def test_in_plas_a_job_that_waited_eight_times_what_it_was_served_goes_first() -> None:

@@ -408,16 +408,18 @@ def test_a_running_segment_gives_way_to_a_much_shorter_one_after_its_quantum() -
     assert executor.scheduler.segments[long].preemptions == 1
 
 
-def test_each_admission_starts_a_new_quantum() -> None:
-    scheduler = _scheduler("astraea", 1)
+@pytest.mark.parametrize("policy", _PREEMPTIVE)
+def test_each_admission_starts_a_new_quantum(policy: str) -> None:
+    scheduler = _scheduler(policy, 1)
     scheduler.submit(0.0, NewSegment(1, "long", 2000, 50))
     scheduler.started(0.0, 1, 0)
     scheduler.advance(1, computed=100, output=0)
     scheduler.stopped(1.0, 1, 100)
     scheduler.started(2.0, 1, 100)
     scheduler.submit(2.0, NewSegment(2, "short", 2, 1, priority=1))
+    scheduler.advance(1, computed=7, output=0)
     assert not scheduler.plan(30.0, View(_CPU)).preempt
-    scheduler.advance(1, computed=8, output=0)
+    scheduler.advance(1, computed=1, output=0)
     assert scheduler.plan(30.0, View(_CPU)).preempt
 
 

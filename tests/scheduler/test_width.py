@@ -46,6 +46,17 @@ def test_it_is_not_wider_than_needed(speeds: Speeds, slots: int, ready: int, con
     assert best_width(speeds, slots, ready, context) <= max(ready, 1)
 
 
+@given(_SPEEDS, _SLOTS, _READY, _CONTEXT)
+def test_no_other_width_has_a_lower_mean(speeds: Speeds, slots: int, ready: int, context: float) -> None:
+    """The formula of docs/scheduling.md, tried at every width."""
+
+    def mean(width: int) -> float:
+        return (max(ready, width) + 0.3 * width) * speeds.decode_step(width, width * context) / width
+
+    least = min(mean(width) for width in range(1, slots + 1))
+    assert mean(best_width(speeds, slots, ready, context)) == pytest.approx(least, rel=1e-9)
+
+
 def test_long_contexts_narrow_it() -> None:
     """Attention is paid for each segment: batching does not share it."""
     speeds = Speeds(step_base_s=0.01, step_segment_s=0.001, step_token_s=1e-5)

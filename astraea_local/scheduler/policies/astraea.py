@@ -63,13 +63,9 @@ class Astraea(Policy):
     def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
         return best_width(speeds, slots, ready, context)
 
-    def may_preempt(
-        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
-    ) -> bool:
-        first, second = keys
+    def may_preempt(self, waiting: Key, running: Key, now: float) -> bool:
         return (
-            victim.quantum >= self.settings.min_quantum_tokens
-            and first.level <= second.level
-            and first.cost < second.cost
-            and first.score(now) > self.settings.preempt_factor * second.score(now)
+            waiting.level <= running.level
+            and waiting.cost < running.cost
+            and waiting.score(now) > self.settings.preempt_factor * running.score(now)
         )

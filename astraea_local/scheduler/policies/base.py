@@ -61,8 +61,6 @@ class Policy(ABC):
         """Segments to run at once when `ready`, of `context` tokens on average, run or could run."""
         return slots
 
-    def may_preempt(
-        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
-    ) -> bool:
-        """Whether `waiting` may take the slot of `victim`; `keys` are theirs, in that order."""
+    def may_preempt(self, waiting: Key, running: Key, now: float) -> bool:
+        """Whether a segment of key `waiting` may take the slot of one of key `running` after its quantum."""
         return False

@@ -30,7 +30,5 @@ class Mlfq(Policy):
         level = self.key(segment, job, now, at).level
         return f"Q{level} after {segment.received} tokens, waited {segment.waited_at(now):.1f} s"
 
-    def may_preempt(
-        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
-    ) -> bool:
-        return keys[0].level < keys[1].level and victim.quantum >= self.settings.min_quantum_tokens
+    def may_preempt(self, waiting: Key, running: Key, now: float) -> bool:
+        return waiting.level < running.level

@@ -36,7 +36,5 @@ class Plas(Policy):
         served = job.served + service_s(segment, at)
         return max(0.0, self.settings.aging_ratio * served - job.waited)
 
-    def may_preempt(
-        self, waiting: Segment, victim: Segment, keys: tuple[Key, Key], now: float, at: Conditions
-    ) -> bool:
-        return keys[0].level < keys[1].level and victim.quantum >= self.settings.min_quantum_tokens
+    def may_preempt(self, waiting: Key, running: Key, now: float) -> bool:
+        return waiting.level < running.level

@@ -79,8 +79,8 @@ def hold_for(rest: Distribution, rate: float, move_s: float) -> tuple[float, flo
     `rate x E[min(wait, t)] + P(wait > t) x move_s`; between them it only grows.
     """
     best, least = 0.0, move_s
-    for point in rest.points:
-        delay = rate * rest.capped(point) + rest.beyond(point) * move_s
+    for point, capped, beyond in rest.thresholds():
+        delay = rate * capped + beyond * move_s
         if delay <= least:
             best, least = point, delay
     return best, least
