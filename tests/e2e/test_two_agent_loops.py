@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,12 +74,12 @@ class Log:
         self.cached.append(cached)
         self.outputs.append(output)
 
-    def use(self, tool: str, arguments: dict[str, Any], folder: Path) -> str:
+    def use(self, tool: str, arguments: Mapping[str, object], folder: Path) -> str:
         """Runs a tool, and returns what it says."""
         if tool == "read_file":
             self.tools.append(tool)
-            return (folder / arguments["path"]).read_text()
-        command = arguments["command"]
+            return (folder / str(arguments["path"])).read_text()
+        command = str(arguments["command"])
         self.tools.append(f"{tool}:{command.split()[0]}")
         self.commands.append(command)
         done = subprocess.run(

@@ -105,7 +105,8 @@ def test_every_point_comes_with_what_the_methods_say_of_it(found: Distribution) 
     last = {point: (capped, beyond) for point, capped, beyond in found.thresholds()}
     assert list(last) == sorted(set(found.points))
     for point, (capped, beyond) in last.items():
-        assert (capped, beyond) == (pytest.approx(found.capped(point)), found.beyond(point))
+        assert capped == pytest.approx(found.capped(point))
+        assert beyond == found.beyond(point)
 
 
 @given(distributions(), positive)
