@@ -27,6 +27,7 @@ from astraea_local.calibration import (
 )
 from astraea_local.engine import worker
 from astraea_local.engine.binding import Batch, BindingError, Context, Model
+from astraea_local.engine.libc import tuned
 from astraea_local.engine.messages import LoadFailed, Loading
 from astraea_local.engine.pipe import Pipe
 from astraea_local.engine.rounds import Deadline, Report, Rounds, measure_disk
@@ -81,7 +82,8 @@ def run(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target or main, args=(order, theirs), name="calibration", daemon=True)
-    process.start()
+    with tuned():
+        process.start()
     theirs.close()
     try:
         return _follow(ours, on_progress)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from astraea_local.engine.libc import tuned
 from astraea_local.engine.messages import ToEngine, ToFront
 from astraea_local.engine.worker import EngineSpec
 
@@ -35,7 +36,8 @@ class Child:
         self._process = context.Process(
             target=target, args=(spec, theirs), name="astraea-engine", daemon=True
         )
-        self._process.start()
+        with tuned():
+            self._process.start()
         theirs.close()
         threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
 

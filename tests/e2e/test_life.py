@@ -13,6 +13,7 @@ import openai
 import psutil
 import pytest
 
+from astraea_local.engine.libc import VARIABLE
 from tests.conftest import Server, StartServer
 
 pytestmark = pytest.mark.e2e
@@ -36,6 +37,7 @@ def test_a_stop_leaves_nothing_behind(
     server = start_server()
     children = _children(server)
     assert children
+    assert VARIABLE in psutil.Process(server.engine_pid()).environ()
     texts: list[str] = []
 
     def ask() -> None:
