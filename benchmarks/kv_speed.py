@@ -4,8 +4,8 @@ example:
   python benchmarks/kv_speed.py --tokens 2000 --repeats 7
 
 Medians of one run, with the settings of the C library that the engine has. `copy` is a plain copy of as many
-bytes between two buffers of its own, which were used before, but like the KV cache not since the last turn, so
-that none finds its bytes in the processor's cache; above 1 is faster. The disk has its own: `disk_store.py`.
+bytes between two buffers of its own, which were used before, but not since the last turn, so that like the KV
+cache they are not in the processor's; above 1 is faster. The disk has its own benchmark, `disk_store.py`.
 """
 
 import argparse
