@@ -1,14 +1,16 @@
-"""What each point of the default policy buys: simulations with one of them taken away at a time.
+"""What each point of the default policy buys, simulated with one of them taken away at a time, and what it
+could gain by knowing more: `--knowledge`.
 
-example:
+examples:
   python benchmarks/ablation.py --jobs 500 --seeds 3
+  python benchmarks/ablation.py --knowledge --workloads infercept --rate 7 --jobs 1000 --seeds 4
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ from rich.progress import track
 
 from astraea_local.bench.experiment import Setting, simulate
 from astraea_local.bench.machine import a100_8b, smollm2_cpu
+from astraea_local.bench.oracle import Truth
+from astraea_local.bench.predictions import TrueCalls, TrueCallsAndLengths, TrueLengths
 from astraea_local.bench.workloads import SimJob, coding, infercept, mixed
 from astraea_local.profile import SchedulerSettings
 from astraea_local.scheduler.cost import Conditions, work_s
 from astraea_local.scheduler.distribution import Distribution
 from astraea_local.scheduler.job import Job, Segment
+from astraea_local.scheduler.policies import Policy
 from astraea_local.scheduler.policies.astraea import Astraea
 from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.queues import Key
@@ -95,13 +100,23 @@ class Points(Predictor):
         return Distribution.of([super().wait(job).mean])
 
 
+Truths = Mapping[str, Truth]
+
+
+def learns(_truths: Truths) -> Predictor:
+    """Predictions as they are made on a server."""
+    return Predictor(SchedulerSettings().predicted_output_tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """The default policy, changed."""
 
     name: str
-    policy: type[Astraea] = Astraea
-    predictor: type[Predictor] = Predictor
+    policy: type[Policy] = Astraea
+    predictor: Callable[[Truths], Predictor] = learns
+    named: str = "astraea"
+    """Another policy instead, which brings its own predictor."""
 
 
 VARIANTS = (
@@ -111,9 +126,16 @@ VARIANTS = (
     Variant("3 reuse is part of being short: off", ReuseIgnored),
     Variant("4 queue of the job, not of the call: off", CallLevel),
     Variant("5 aging and overdue: off", NoAging),
-    Variant("6 distributions, not points: off", predictor=Points),
+    Variant("6 distributions, not points: off", predictor=lambda _truths: Points()),
     Variant("7 width as a decision: off", FullWidth),
     Variant("remaining work of the job: off", CallOnly),
+)
+KNOWLEDGE = (
+    Variant("nothing but what it saw"),
+    Variant("output lengths", predictor=TrueLengths),
+    Variant("number of calls to come", predictor=TrueCalls),
+    Variant("both", predictor=TrueCallsAndLengths),
+    Variant("everything: the oracle", named="oracle"),
 )
 
 
@@ -122,7 +144,10 @@ def workloads(args: argparse.Namespace) -> dict[str, tuple[Setting, Callable[[in
     gpu, cpu = Setting("astraea", a100_8b()), Setting("astraea", smollm2_cpu())
     few = args.jobs // 5
     return {
-        "infercept 5/s, A100": (gpu, lambda seed: infercept(seed, jobs=args.jobs, rate=5.0)),
+        f"infercept {args.rate:g}/s, A100": (
+            gpu,
+            lambda seed: infercept(seed, jobs=args.jobs, rate=args.rate),
+        ),
         "mixed 0.6/s, A100": (gpu, lambda seed: mixed(seed, jobs=few, rate=0.6)),
         "coding 0.2/s, 2 CPU cores": (cpu, lambda seed: coding(seed, jobs=few, rate=0.2, context_limit=2000)),
     }
@@ -134,8 +159,12 @@ def measure(
     """Median over seeds of the mean and of the p95 JCT, seconds."""
     means, tails = [], []
     for seed in range(1, seeds + 1):
-        predictor = variant.predictor(SchedulerSettings().predicted_output_tokens)
-        result = simulate(setting, jobs(seed), make_policy=variant.policy, predictor=predictor)
+        if variant.named == setting.policy:
+            result = simulate(
+                setting, jobs(seed), make_policy=variant.policy, make_predictor=variant.predictor
+            )
+        else:
+            result = simulate(replace(setting, policy=variant.named), jobs(seed))
         times = [job.jct_s for job in result.jobs]
         means.append(statistics.fmean(times))
         tails.append(float(np.percentile(times, 95)))
@@ -143,27 +172,36 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a Markdown table: mean and p95 JCT relative to the whole policy."""
+    """Prints a Markdown table: mean and p95 JCT relative to the first variant."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--jobs", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--rate", type=float, default=5.0, help="jobs per second of infercept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=("infercept", "mixed", "coding"), help="default: all three"
+    )
+    parser.add_argument("--knowledge", action="store_true", help="what it could gain by knowing more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
-    chosen = workloads(args)
-    figures: dict[str, dict[str, Any]] = {variant.name: {} for variant in VARIANTS}
-    for variant in track(VARIANTS, "simulating"):
+    wanted = tuple(args.workloads or ("",))
+    chosen = {name: what for name, what in workloads(args).items() if name.startswith(wanted)}
+    variants = KNOWLEDGE if args.knowledge else VARIANTS
+    figures: dict[str, dict[str, Any]] = {variant.name: {} for variant in variants}
+    for variant in track(variants, "simulating"):
         for name, (setting, jobs) in chosen.items():
             figures[variant.name][name] = measure(variant, setting, jobs, args.seeds)
-    whole = figures[VARIANTS[0].name]
+    whole = figures[variants[0].name]
     print(f"| mean JCT (p95) | {' | '.join(chosen)} |")
     print("|---" * (1 + len(chosen)) + "|")
-    for variant in VARIANTS:
+    for variant in variants:
         cells = []
         for name in chosen:
             mean, p95 = (figures[variant.name][name][what] for what in ("mean", "p95"))
-            if variant is VARIANTS[0]:
+            if variant is variants[0]:
                 cells.append(f"{mean:.1f} s ({p95:.1f} s)")
             else:
                 cells.append(f"{mean / whole[name]['mean']:.3f} ({p95 / whole[name]['p95']:.3f})")

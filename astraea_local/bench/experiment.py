@@ -1,6 +1,6 @@
 """One simulation by names: policy, machine, workload; each policy with the KV retention it came with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from astraea_local.bench.machine import Machine
@@ -55,15 +55,16 @@ def simulate(
     on_progress: Callable[[int], None] | None = None,
     *,
     make_policy: Callable[[SchedulerSettings, Predictor], Policy] | None = None,
-    predictor: Predictor | None = None,
+    make_predictor: Callable[[Mapping[str, Truth]], Predictor] | None = None,
 ) -> SimResult:
     """Runs it. Raises `ValueError` for unknown names.
 
-    `make_policy` and `predictor` replace those that the setting names, for ablations.
+    `make_policy` and `make_predictor` replace those that the setting names, for ablations; the latter gets
+    the true jobs by id, which fill while it runs.
     """
     truths: dict[str, Truth] = {}
     settings = setting.scheduler
-    predictor = predictor or _predictor(setting, truths)
+    predictor = make_predictor(truths) if make_predictor else _predictor(setting, truths)
     named = settings.model_copy(update={"policy": setting.policy})
     policy: Policy | None = None
     if setting.policy == "oracle":

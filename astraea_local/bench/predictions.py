@@ -10,17 +10,31 @@ from astraea_local.scheduler.job import Job, Rest
 from astraea_local.scheduler.predictor import Predictor
 
 
-class TrueLengths(Predictor):
-    """Knows the output length of each segment, as Astraea's evaluation does (its "segment-level oracle")."""
-
+class _Knowing(Predictor):
     def __init__(self, truths: Mapping[str, Truth]) -> None:
         super().__init__()
         self._truths = truths
+
+
+class TrueLengths(_Knowing):
+    """Knows the output length of each segment, as Astraea's evaluation does (its "segment-level oracle")."""
 
     def output(self, job: Job, prompt_tokens: int, max_output: int) -> Distribution:
         del prompt_tokens, max_output
         truth = self._truths[job.id]
         return Distribution.of([float(truth.job.calls[truth.call].output_tokens)])
+
+
+class TrueCalls(_Knowing):
+    """Knows how many calls each job still makes, and nothing else of them."""
+
+    def rest(self, job: Job) -> Rest:
+        truth = self._truths[job.id]
+        return replace(super().rest(job), segments=float(len(truth.job.calls) - truth.call - 1))
+
+
+class TrueCallsAndLengths(TrueCalls, TrueLengths):
+    """Knows both."""
 
 
 class TrueEverything(TrueLengths):

@@ -189,8 +189,15 @@ class Engine:
         return self._spec.profile.scheduler.policy
 
     async def resize(self, size: int, slots: int) -> Reply:
-        """Goes on with a context of that many cells and slots; says what was done or why not."""
-        return await self._ask(Resize(self.next_id(), size, slots))
+        """Goes on with a context of that many cells and slots, after a restart of the engine as well; says
+        what was done or why not.
+        """
+        reply = await self._ask(Resize(self.next_id(), size, slots))
+        if reply.outcome == "done":
+            profile = self._spec.profile
+            context = profile.context.model_copy(update={"size": size, "slots": slots})
+            self._spec = replace(self._spec, profile=profile.model_copy(update={"context": context}))
+        return reply
 
     async def suspend(self, on: bool) -> Reply:
         """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""

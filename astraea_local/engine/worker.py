@@ -48,6 +48,8 @@ from astraea_local.profile import Profile, override
 _FLUSH_S = 10.0
 # per_slot is chosen by `auto` when it leaves a job at least this much, or all the model was trained for.
 _ENOUGH_PER_SLOT = 2048
+# What llama.cpp rounds the size of a slot up to.
+_LEAST_PER_SLOT = 256
 # Sequences per slot in the unified layout: idle jobs stay resident there without holding a slot.
 _SEQUENCES_PER_SLOT = 4
 # Tokens of one embedding, as at OpenAI; its context takes memory for all of them beside the other one.
@@ -129,6 +131,12 @@ def context_params(profile: Profile, model_class: ModelClass, n_ctx_train: int) 
         raise BindingError(
             f"context.size {size} gives each of {slots} slots {per_slot} tokens, but the model was trained "
             f"for {n_ctx_train}: set context.size to at most {n_ctx_train * slots}"
+        )
+    if not unified and per_slot < _LEAST_PER_SLOT:
+        raise BindingError(
+            f"context.size {size} gives each of {slots} slots {per_slot} tokens, and llama.cpp makes none of "
+            f"less than {_LEAST_PER_SLOT}: use fewer slots, or set context.size to at least "
+            f"{_LEAST_PER_SLOT * slots}"
         )
     return ContextParams(
         n_ctx=size,

@@ -217,6 +217,20 @@ async def test_questions_are_answered(spec: EngineSpec) -> None:
         assert [s.output_tokens for s in detail.segments] == [8]
 
 
+async def test_a_resize_outlasts_the_engine(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        refused = await engine.resize(512, 64)
+        assert refused.outcome == "refused"
+        assert (await engine.resize(2048, 4)).outcome == "done"
+        os.kill(engine_pid(engine), signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while engine.restarts == 0 or engine.status != "ready":
+                await engine.next_frame(0.1)
+        assert engine.ready is not None
+        assert (engine.ready.context, engine.ready.slots, engine.ready.job_context) == (2048, 4, 512)
+        assert isinstance((await events(submit(engine)))[-1], Finished)
+
+
 async def test_a_cancelled_job_fails_for_its_clients(spec: EngineSpec) -> None:
     async with running(spec) as engine:
         handles = [submit(engine, count=450) for _ in range(3)]
