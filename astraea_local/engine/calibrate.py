@@ -82,10 +82,10 @@ def run(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target or main, args=(order, theirs), name="calibration", daemon=True)
-    with tuned():
-        process.start()
-    theirs.close()
     try:
+        with tuned():
+            process.start()
+        theirs.close()
         return _follow(ours, on_progress)
     except EOFError:
         process.join()
@@ -93,8 +93,9 @@ def run(
         words = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise CalibrationError(f"the process that measures died ({words})") from None
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:  # else it was interrupted before it had started
+            process.kill()
+            process.join()
         ours.close()
 
 

@@ -25,8 +25,8 @@ _LONGEST = 256
 # Long enough to see the effect of context, short enough for a start on a slow machine.
 _BUDGET_S = 0.35
 _MIN_PREFILL = 16
-# Share of the time per token of the most efficient chunk that is the token's own at least.
-_LEAST_TOKEN = 0.01
+# Share of the most efficient batch's time per token that is the token's own at least, whatever a fit says.
+_LEAST_SHARE = 0.01
 
 
 class SpeedMeter:
@@ -196,7 +196,7 @@ def fit_prefill(rows: Sequence[tuple[int, int, float]]) -> tuple[float, float, f
     terms = [(1.0, new, new * (past + 0.5 * new) * shown) for new, past, _s in rows]
     base, token, pair = fit(terms, _seconds(rows))
     # Where the fit sees nothing but the batch and attention, a token still takes time: its rate is asked for.
-    least = _LEAST_TOKEN * min(seconds / new for new, _past, seconds in rows)
+    least = _LEAST_SHARE * min(seconds / new for new, _past, seconds in rows)
     return base, max(token, least), pair
 
 
@@ -206,6 +206,9 @@ def fit_steps(rows: Sequence[tuple[int, int, float]]) -> tuple[float, float, flo
     each = [tokens / width for width, tokens, _s in rows]
     shown = max(each) >= 1.5 * min(each)
     base, segment, token = fit([(1.0, width, tokens * shown) for width, tokens, _s in rows], _seconds(rows))
+    if base == segment == 0.0:
+        # Where the fit sees nothing but contexts, a step without any still takes time: its rate is asked for.
+        base = _LEAST_SHARE * min(seconds / width for width, _tokens, seconds in rows)
     return base, segment, token
 
 

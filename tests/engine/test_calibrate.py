@@ -82,11 +82,19 @@ def test_all_constants_together(base: float, idle: float) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 9999), st.floats(1e-6, 10)), min_size=1))
 def test_no_constant_is_negative_or_infinite(rows: list[tuple[int, int, float]]) -> None:
-    """Whatever was measured; and a prompt token always takes time."""
+    """Whatever was measured; a prompt token always takes time, and so does a step without context."""
     for found in (fit_prefill(rows), fit_steps(rows)):
         assert all(math.isfinite(value) and value >= 0 for value in found)
         assert any(found)
     assert fit_prefill(rows)[1] > 0
+    assert sum(fit_steps(rows)[:2]) > 0
+
+
+def test_steps_that_seem_to_cost_only_their_context_cost_something_without_it() -> None:
+    """A busy moment can make it look so; the rate of an empty server is shown all the same."""
+    base, segment, token = fit_steps([(1, 100, 1.0), (1, 200, 2.0), (2, 400, 4.0)])
+    assert token == pytest.approx(0.01, rel=0.1)
+    assert 0 < base + segment < 0.1
 
 
 def test_what_the_rows_do_not_show_is_not_made_up() -> None:
