@@ -33,11 +33,15 @@ class Loaded:
 
     def close(self) -> None:
         """Frees all; contexts before the model that they read."""
+        self.free_pooler()
+        self.context.close()
+        self.model.close()
+
+    def free_pooler(self) -> None:
+        """Frees the context for embeddings, which the next one makes anew."""
         if self.pooler is not None:
             self.pooler.close()
             self.pooler = None
-        self.context.close()
-        self.model.close()
 
 
 class Elastic:
@@ -114,6 +118,8 @@ class Elastic:
         before = self._loaded.context.params
         core.detach()
         self._loaded.context.close()
+        if size < self.size:
+            self._loaded.free_pooler()
         try:
             self._attach(params, size, slots)
         except BindingError as error:

@@ -27,7 +27,7 @@ class Embedder:
         """Numbers in an embedding, and tokens that an input may have."""
         self._pending: deque[_Work] = deque()
         self._begun: Pooler | None = None
-        """Where the next input of the first request is under way; after a pause it is one that is closed."""
+        """Where the next input of the first request is under way; memory given back may have closed it."""
 
     @property
     def busy(self) -> bool:

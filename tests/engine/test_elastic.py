@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
-from astraea_local.engine.binding import BindingError, ContextParams, Model
+from astraea_local.engine.binding import BindingError, ContextParams, Model, Pooling
 from astraea_local.engine.elastic import Elastic, Loaded, ResizeRefused
-from astraea_local.engine.messages import Cancel
+from astraea_local.engine.embedder import Embedder
+from astraea_local.engine.messages import Cancel, Embed
 from astraea_local.engine.worker import context_params
 from astraea_local.profile import MemorySettings, Profile, override
 from astraea_local.scheduler.pressure import ElasticContext, Level
@@ -97,6 +98,38 @@ def test_nobody_loses_a_token_when_the_context_changes(
     assert h.core.residency.stats.rebuilds == len(sizes)
     assert h.core.scheduler.slots == sizes[-1][1]
     assert h.core.table.cells_total == sizes[-1][0]
+
+
+def test_a_smaller_context_gives_the_memory_for_embeddings_back(resizable: Callable[..., Resizable]) -> None:
+    """An input under way is begun again, and has the same vector; a larger context leaves all as it is."""
+    h = resizable("per_slot")
+    params = ContextParams(512, 1, 64, 64, flash_attention="off", pooling=Pooling.MEAN)
+    embedder = Embedder(h.elastic, params, h.model.n_embd)
+
+    def embed(between: Callable[[], None]) -> bytes:
+        embedder.ask(Embed(1, (prompt(1, 200),)))
+        assert embedder.step() is None
+        between()
+        while (reply := embedder.step()) is None:
+            pass
+        return reply.data
+
+    expected = embed(lambda: None)
+    first = h.loaded.pooler
+
+    def shrink() -> None:
+        h.elastic.resize(1024, 2, "test")
+        assert h.loaded.pooler is None
+
+    assert embed(shrink) == expected
+    second = h.loaded.pooler
+    assert second is not first
+
+    def grow() -> None:
+        h.elastic.resize(2048, 4, "test")
+
+    assert embed(grow) == expected
+    assert h.loaded.pooler is second
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
