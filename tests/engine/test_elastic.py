@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
@@ -107,7 +108,7 @@ def test_a_smaller_context_gives_the_memory_for_embeddings_back(resizable: Calla
     embedder = Embedder(h.elastic, params, h.model.n_embd)
 
     def embed(between: Callable[[], None]) -> bytes:
-        embedder.ask(Embed(1, (prompt(1, 200),)))
+        embedder.ask(Embed(1, (np.array(prompt(1, 200), np.int32),)))
         assert embedder.step() is None
         between()
         while (reply := embedder.step()) is None:
