@@ -30,7 +30,8 @@ class TrueCalls(_Knowing):
 
     def rest(self, job: Job) -> Rest:
         truth = self._truths[job.id]
-        return replace(super().rest(job), segments=float(len(truth.job.calls) - truth.call - 1))
+        left = float(len(truth.job.calls) - truth.call - 1)
+        return replace(super().rest(job), segments=left, expected=left)
 
 
 class TrueCallsAndLengths(TrueCalls, TrueLengths):
@@ -60,8 +61,8 @@ class Noisy(Predictor):
         return super().wait(job).scaled(self._factor())
 
     def rest(self, job: Job) -> Rest:
-        rest = super().rest(job)
-        return replace(rest, segments=rest.segments * self._factor())
+        rest, factor = super().rest(job), self._factor()
+        return replace(rest, segments=rest.segments * factor, expected=rest.expected * factor)
 
     def _factor(self) -> float:
         return self._rng.lognormvariate(0.0, self._sigma)

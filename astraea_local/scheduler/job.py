@@ -27,12 +27,15 @@ class Rest:
     """What a job is expected to need after its present segment."""
 
     segments: float
+    """As they count for its price: between their mean and `Survival.effort`."""
     output: float
     """Tokens to decode in each of them."""
     growth: float
     """Tokens to prefill in each of them."""
     wait: Distribution
     """Seconds in a tool before each of them."""
+    expected: float
+    """How many there are on average; for people."""
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ _SPEEDS = Speeds(prefill_token_s=0.01, step_base_s=0.01, step_segment_s=0.02, st
 _AT = Conditions(_SPEEDS)
 _NEVER = Distribution.of([1e9])
 _AT_ONCE = Distribution.of([1e-9])
-_LAST = Rest(0.0, 0.0, 0.0, _AT_ONCE)
+_LAST = Rest(0.0, 0.0, 0.0, _AT_ONCE, 0.0)
 
 _RESTS = st.builds(
     Rest,
@@ -24,6 +24,7 @@ _RESTS = st.builds(
     output=st.floats(1, 1000),
     growth=st.floats(1, 1000),
     wait=st.lists(st.floats(1e-3, 1e4), min_size=1, max_size=5).map(lambda p: Distribution.of(sorted(p))),
+    expected=st.just(0.0),
 )
 _CONDITIONS = st.builds(Conditions, st.just(_SPEEDS), st.integers(1, 16), st.floats(0, 1e4))
 
@@ -140,7 +141,7 @@ def test_more_reuse_and_shorter_output_never_cost_more(
 
 def test_later_segments_cost_their_growth_and_output_behind_a_longer_context() -> None:
     speeds = replace(_SPEEDS, prefill_pair_s=1e-6)
-    rest = Rest(4.0, 50.0, 150.0, _AT_ONCE)
+    rest = Rest(4.0, 50.0, 150.0, _AT_ONCE, 4.0)
     # 1,000 now and 200 more by each: 1,400 on average.
     step = 0.01 + 0.02 + 1400 * 0.0001
     prefill = 150 * 0.01 + 150 * (1400 + 75) * 1e-6
@@ -174,7 +175,7 @@ def test_with_immediate_returns_the_price_is_that_of_the_whole_job(at: Condition
 
 def test_shortest_segment_first_with_long_waits_shortest_job_first_with_quick_tools() -> None:
     def two(wait: Distribution) -> tuple[float, float]:
-        agent = _segment(prompt=100, rest=Rest(30.0, 50.0, 100.0, wait))
+        agent = _segment(prompt=100, rest=Rest(30.0, 50.0, 100.0, wait, 30.0))
         chat = _segment(prompt=400, rest=_LAST)
         return price_s(agent, _AT), price_s(chat, _AT)
 

@@ -26,7 +26,7 @@ _SETTINGS = {
     "paper_aging_ratio": 8.0,
 }
 _POLICIES = list(POLICIES)
-_REST = Rest(9.0, 100.0, 100.0, Distribution.of([0.5, 5.0]))
+_REST = Rest(9.0, 100.0, 100.0, Distribution.of([0.5, 5.0]), 9.0)
 
 
 def _segment(
@@ -155,7 +155,7 @@ def test_a_job_that_will_end_soon_goes_before_one_that_goes_on_and_returns_at_on
     astraea: Policy,
 ) -> None:
     at_once = Distribution.of([0.001])
-    last, first = Rest(0.0, 100.0, 100.0, at_once), Rest(30.0, 100.0, 100.0, at_once)
+    last, first = Rest(0.0, 100.0, 100.0, at_once, 0.0), Rest(30.0, 100.0, 100.0, at_once, 30.0)
     agent = (_segment(1, rest=first), _job())
     assert _before(astraea, (_segment(2, prompt=2000, rest=last), _job()), agent, 5.0)
     assert not _before(astraea, (_segment(2, prompt=60_000, rest=last), _job()), agent, 5.0)

@@ -116,3 +116,34 @@ def test_the_rest_is_always_a_number_of_calls(seen: list[tuple[str, int, bool]],
         rest = survival.remaining(kind, number)
         assert math.isfinite(rest)
         assert rest >= 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 300)), max_size=40), st.integers(1, 300)
+)
+def test_the_effort_is_the_least_over_all_numbers_of_calls_after_which_one_may_stop(
+    jobs: list[tuple[str, int]], number: int
+) -> None:
+    survival = Survival(10.0)
+    for kind, calls in jobs:
+        _ended(survival, kind, calls)
+    for kind in ("a", "b", "c"):
+        effort, remaining = survival.effort(kind, number), survival.remaining(kind, number)
+        # The mean of what is left tells each call's hazard: rest(n) = (1 - hazard(n)) (1 + rest(n + 1)).
+        made, there, least = 0.0, 1.0, 1.0 + remaining
+        for n in range(number, 256):
+            made += there
+            there *= min(1.0, survival.remaining(kind, n) / (1.0 + survival.remaining(kind, n + 1)))
+            if there < 1.0:
+                least = min(least, made / (1.0 - there))
+        assert effort == pytest.approx(least - 1.0, rel=1e-6, abs=1e-6)
+
+
+def test_many_short_jobs_and_a_few_long_ones_take_little_effort_until_they_have_shown_to_be_long() -> None:
+    survival = Survival(10.0)
+    for _ in range(100):
+        for calls in (2, 2, 2, 2, 60):
+            _ended(survival, "agent", calls)
+    assert survival.remaining("agent", 1) == pytest.approx(12.6, rel=0.1)
+    assert survival.effort("agent", 1) == pytest.approx(1.5, rel=0.05)  # two calls, four times in five
+    assert survival.effort("agent", 3) > 40

@@ -52,7 +52,7 @@ class Astraea(Policy):
         if own >= self.overdue_s(segment, job, at):
             return f"overdue, by arrival: waited {own:.1f} s, needs {service:.1f} s"
         key = self.key(segment, job, now, at)
-        later = segment.rest.segments
+        later = segment.rest.expected
         words = f"Q{key.level}, score {key.score(now):.1f}: waited {job.waited + own:.1f} s, "
         words += f"needs {service:.1f} s ({segment.uncached} tokens uncached)"
         return f"{words}, about {later:.0f} more calls" if later >= 0.5 else words
