@@ -26,7 +26,7 @@ from astraea_local.bench.workloads import SimJob, coding, infercept, mixed
 from astraea_local.profile import SchedulerSettings
 from astraea_local.scheduler.cost import Conditions, work_s
 from astraea_local.scheduler.distribution import Distribution
-from astraea_local.scheduler.job import Job, Segment
+from astraea_local.scheduler.job import Job, Rest, Segment
 from astraea_local.scheduler.policies import Policy
 from astraea_local.scheduler.policies.astraea import Astraea
 from astraea_local.scheduler.predictor import Predictor
@@ -90,6 +90,21 @@ class CallOnly(Astraea):
         return replace(super().key(segment, job, now, at), cost=work_s(segment, at))
 
 
+class MeanCalls(Predictor):
+    """Calls to come count by their mean, as they do where all jobs are alike."""
+
+    def rest(self, job: Job) -> Rest:
+        rest = super().rest(job)
+        return replace(rest, segments=rest.expected)
+
+
+class EffortOnly(Predictor):
+    """Calls to come count by Gittins' index alone."""
+
+    def rest(self, job: Job) -> Rest:
+        return replace(super().rest(job), segments=self.calls.effort(job.kind, job.segments + 1))
+
+
 class Points(Predictor):
     """Means instead of distributions: nothing is revised by what has passed."""
 
@@ -129,6 +144,8 @@ VARIANTS = (
     Variant("6 distributions, not points: off", predictor=lambda _truths: Points()),
     Variant("7 width as a decision: off", FullWidth),
     Variant("remaining work of the job: off", CallOnly),
+    Variant("calls to come: their mean alone", predictor=lambda _truths: MeanCalls()),
+    Variant("calls to come: Gittins' index alone", predictor=lambda _truths: EffortOnly()),
 )
 KNOWLEDGE = (
     Variant("nothing but what it saw"),
