@@ -80,8 +80,7 @@ class Segment:
     def uncached(self) -> int:
         """Tokens still to be prefilled before the next one can be sampled; at least one."""
         known = self.computed if self.state is SegmentState.RUNNING else self.cached
-        left = self.prompt_tokens + self.output - known
-        return max(1, left)
+        return max(1, self.prompt_tokens + self.output - known)
 
     @property
     def remaining_output(self) -> float:
