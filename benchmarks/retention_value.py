@@ -4,15 +4,22 @@ example:
   python benchmarks/retention_value.py --workloads coding,infercept --repeats 2 --json value.json
 
 Every repeat gives all policies the same agents, in turns, each on a fresh server with an empty history and an
-empty cache folder. The figures are mean job completion time and time to first token after tool calls; a ratio
-below 1 is better than `adaptive` in the same repeat.
+empty cache folder; who is first changes from repeat to repeat. All begin with the same calibration, made at
+the start: what a server measures for itself as it starts varies enough to run two segments at a time in one
+run and four in another. The figures are mean job completion time and time to first token after tool calls; a
+ratio below 1 is better than `adaptive` in the same repeat. Single runs still differ by some percent: the
+standard error of the ratios says what they are worth.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
+import math
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -53,8 +60,8 @@ def as_toml(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def measure(workload: str, policy: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One run: figures of the agents and counters of the server."""
+def write_profile(file: Path, policy: str, args: argparse.Namespace) -> None:
+    """The profile of one server."""
     changes = {
         "retention.policy": policy,
         "kv.layout": args.layout,
@@ -62,11 +69,30 @@ def measure(workload: str, policy: str, seed: int, args: argparse.Namespace) -> 
         "context.size": args.ctx,
         "model.threads": args.threads,
     }
+    file.write_text(as_toml(override(load(args.profile), changes)), encoding="utf-8")
+
+
+def calibrate(state_home: Path, args: argparse.Namespace) -> None:
+    """Measures the speeds that all servers begin with; they lie in `state_home` afterwards.
+
+    Raises `OSError` when they could not be measured.
+    """
+    file = state_home / "profile.toml"
+    write_profile(file, "adaptive", args)
+    command = [sys.executable, "-m", "astraea_local", "calibrate", "--profile", str(file)]
+    env = {**os.environ, "XDG_STATE_HOME": str(state_home)}
+    if subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise OSError("the calibration failed")
+
+
+def measure(workload: str, policy: str, seed: int, speeds: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One run: figures of the agents and counters of the server. `speeds` is where `calibrate` left them."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(speeds, folder, dirs_exist_ok=True)
         os.environ["XDG_STATE_HOME"] = folder
         file = Path(folder) / "profile.toml"
-        file.write_text(as_toml(override(load(args.profile), changes)), encoding="utf-8")
+        write_profile(file, policy, args)
         command = [sys.executable, "-m", "astraea_local", "serve", "--no-tui", "--profile", str(file)]
         with server([*command, "--port", str(port)], port) as url:
             asyncio.run(_warm_up(url))
@@ -74,17 +100,18 @@ def measure(workload: str, policy: str, seed: int, args: argparse.Namespace) -> 
             state = httpx.get(f"{url.removesuffix('/v1')}/astraea/v1/state", timeout=30).json()
     kv = state["kv"]
     counters = {name: kv[name] for name in ("parks", "restores", "prefetches", "evictions", "compactions")}
-    return {"workload": workload, "policy": policy, "seed": seed, **result.summary(), **counters}
+    run_of = {"workload": workload, "policy": policy, "seed": seed}
+    return {**run_of, **result.summary(), **counters, "steps": state["steps"]}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: medians over the repeats, and the medians of the ratios to `adaptive`."""
     lines = [
-        "| workload | policy | mean JCT s | ratio | p95 s | TTFT after tools s | ratio | cached | errors |"
+        "| workload | policy | JCT s | ratio | +- | p95 s | TTFT s | ratio | +- | cached | errors |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for workload in dict.fromkeys(row["workload"] for row in rows):
-        for policy in dict.fromkeys(row["policy"] for row in rows):
+        for policy in sorted({row["policy"] for row in rows}):
             mine = {r["seed"]: r for r in rows if (r["workload"], r["policy"]) == (workload, policy)}
             base = {r["seed"]: r for r in rows if (r["workload"], r["policy"]) == (workload, "adaptive")}
             if not mine:
@@ -97,7 +124,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 name: str, of: dict[int, dict[str, Any]] = mine, to: dict[int, dict[str, Any]] = base
             ) -> str:
                 pairs = [r[name] / to[seed][name] for seed, r in of.items() if seed in to and to[seed][name]]
-                return f"{statistics.median(pairs):.3f}" if pairs else "-"
+                if not pairs:
+                    return "- | -"
+                error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
+                return f"{statistics.median(pairs):.3f} | {error:.3f}"
 
             lines.append(
                 f"| {workload} | {policy} | {median('mean_jct_s'):.1f} | {ratio('mean_jct_s')} "
@@ -141,12 +171,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     rows: list[dict[str, Any]] = []
     failed = False
+    policies = args.policies.split(",")
     try:
-        for seed in range(args.seed, args.seed + args.repeats):
-            for workload in args.workloads.split(","):
-                for policy in args.policies.split(","):
+        with tempfile.TemporaryDirectory() as speeds:
+            calibrate(Path(speeds), args)
+            for number, workload in itertools.product(range(args.repeats), args.workloads.split(",")):
+                seed, first = args.seed + number, number % len(policies)
+                for policy in policies[first:] + policies[:first]:
                     sys.stderr.write(f"seed {seed}, {workload}, {policy}\n")
-                    rows.append(measure(workload, policy, seed, args))
+                    rows.append(measure(workload, policy, seed, Path(speeds), args))
                     if args.json is not None:
                         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     except (ServerError, OSError, httpx.HTTPError) as error:

@@ -50,9 +50,9 @@ class Adaptive(Retention):
         rest = rest_of(kv, at.now)
         if rest is None:
             return keep("its job waits for a slot")
-        rate = holding(kv.tokens, at)
+        rate = holding(kv, at)
         if rate <= 0.0:
-            return keep("nobody needs its place")
+            return keep("in nobody's way until somebody asks for its place")
         move, move_s = cheapest(kv, at, self._min_tokens, rate)
         hold, delay = hold_for(rest, rate, move_s)
         held = f"holding costs {rate:.2g} s/s, {_back(kv, rest.mean)}"

@@ -6,10 +6,9 @@ from astraea_local.scheduler.retention.base import IdleKv, Move, ParkedKv, Situa
 # A conversation that came to its end goes on once in five times, and seldom before five minutes.
 _RETURNS = 0.2
 _FINISHED = Distribution.of([300.0])
-# A pool that is nearly full counts as if so many segments waited for all of it.
-_EXPECTED_WAITING = {"low": 0.0, "normal": 0.0, "high": 1.0, "critical": 2.0}
-# A place that is free now is wanted within so long.
-_FREE_S = 30.0
+# A place that is free now, or a pool that is nearly full, is asked for within so long.
+_ASKED_S = 30.0
+_ASKS = {"low": 0.0, "normal": 0.0, "high": 1.0, "critical": 2.0}
 
 
 def rest_of(kv: IdleKv | ParkedKv, now: float) -> Distribution | None:
@@ -28,17 +27,24 @@ def _wait_of(kv: IdleKv | ParkedKv) -> Distribution | None:
     return _FINISHED if isinstance(kv, IdleKv) and not kv.useful else kv.wait
 
 
-def holding(tokens: int, at: Situation) -> float:
-    """Delay per second (s/s) that `tokens` idle resident tokens inflict on others.
+def holding(kv: IdleKv, at: Situation) -> float:
+    """Delay per second (s/s) that an idle resident state inflicts on others.
 
-    The tax of attending over them, and the price of their place while segments wait for one.
+    The tax of attending over it, and, where places run short, the copying for which who asks for its place
+    would have to wait. Otherwise an idle state is in nobody's way: it gives way when it is asked to.
     """
-    tax = 0.0
-    if at.taxed and at.running and at.step_s > 0.0:
-        tax = at.speeds.idle_token_s * tokens * at.running / at.step_s
-    if at.waiting:
-        return tax + at.waiting * min(1.0, tokens / max(1, at.wanted))
-    return tax + _EXPECTED_WAITING[at.cells_level] * min(1.0, tokens / max(1, at.cells_total))
+    return _tax(kv.tokens, at) + _asks(kv.tokens, at) * at.speeds.save(kv.new_tokens)
+
+
+def _tax(tokens: int, at: Situation) -> float:
+    if not at.taxed or not at.running or at.step_s <= 0.0:
+        return 0.0
+    return at.speeds.idle_token_s * tokens * at.running / at.step_s
+
+
+def _asks(tokens: int, at: Situation) -> float:
+    """How often in a second the place of so many tokens is expected to be asked for."""
+    return _ASKS[at.cells_level] / _ASKED_S * min(1.0, tokens / max(1, at.cells_total))
 
 
 def moves(kv: IdleKv, at: Situation, min_tokens: int) -> dict[Move, float]:
@@ -92,7 +98,7 @@ def fetch_after(kv: ParkedKv, rest: Distribution, at: Situation) -> float:
     """
     latency = at.speeds.restore(kv.tokens) + (at.speeds.disk_read(kv.tokens) if kv.on_disk else 0.0)
     # Whoever takes the place meanwhile makes the copy futile.
-    rate = holding(kv.tokens, at) + at.speeds.restore(kv.tokens) * (at.running + 1) / _FREE_S
+    rate = _tax(kv.tokens, at) + at.speeds.restore(kv.tokens) * (at.running + 1) / _ASKED_S
 
     def delay(start: float) -> float:
         ready = start + latency

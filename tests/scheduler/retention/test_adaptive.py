@@ -22,8 +22,9 @@ from tests.scheduler.retention.states import (
 )
 
 ADAPTIVE = make("adaptive", RetentionSettings(min_tokens=64), watermark=1.0)
-# Somebody waits for as much as a state of 100 tokens.
-PRESSED = situation(now=0.0, waiting=1, wanted=100)
+# Attending over 100 idle tokens takes as long as the rest of a step: each second of them costs a second.
+HEAVY = replace(FAST_MOVES, idle_token_s=1e-3)
+PRESSED = situation(now=0.0, speeds=HEAVY)
 
 
 def choice(*found: IdleKv, **changes: object) -> tuple[int, Move]:
@@ -32,14 +33,24 @@ def choice(*found: IdleKv, **changes: object) -> tuple[int, Move]:
     return chosen.holder, chosen.move
 
 
-def test_while_nobody_needs_the_place_everything_stays() -> None:
-    verdict = ADAPTIVE.idle(idle(wait=1e6), situation())
-    assert (verdict.move, verdict.until, verdict.reason) == (Move.KEEP, None, "nobody needs its place")
+@pytest.mark.parametrize("changes", [{}, {"waiting": 4, "wanted": 8000}, {"cells_level": "normal"}])
+def test_what_is_in_nobodys_way_stays(changes: dict[str, object]) -> None:
+    verdict = ADAPTIVE.idle(idle(wait=1e6), situation(**changes))
+    assert (verdict.move, verdict.until) == (Move.KEEP, None)
+    assert verdict.reason == "in nobody's way until somebody asks for its place"
 
 
-def test_a_quick_tool_causes_no_move_whoever_waits() -> None:
+def test_a_quick_tool_causes_no_move_however_dear_the_place() -> None:
     grep = idle(tokens=2000, wait=[0.03, 0.06, 0.09])
-    assert ADAPTIVE.idle(grep, situation(now=0.0, waiting=4, wanted=8000, running=4)).move is Move.KEEP
+    dear = situation(now=0.0, speeds=HEAVY, running=4, cells_level="critical")
+    assert ADAPTIVE.idle(grep, dear).move is Move.KEEP
+
+
+def test_a_full_pool_parks_what_will_be_long_before_somebody_waits_for_the_copy() -> None:
+    """300 tokens: 0.9 s for the way out and back, 0.3 s of waiting for the copy, once in 100 s."""
+    full = situation(now=0.0, cells_level="high")
+    assert ADAPTIVE.idle(idle(tokens=300, wait=200.0), full).move is Move.KEEP
+    assert ADAPTIVE.idle(idle(tokens=300, wait=400.0), full).move is Move.RAM
 
 
 def test_a_long_wait_is_parked_at_once_and_explained() -> None:
@@ -57,9 +68,9 @@ def test_a_wait_that_is_mostly_short_is_held_for_as_long_as_the_short_ones_take(
     verdict = ADAPTIVE.idle(mostly, PRESSED)
     assert verdict.move is Move.KEEP
     assert verdict.until == pytest.approx(0.1)
-    assert ADAPTIVE.idle(mostly, situation(now=0.1, waiting=1, wanted=100)).move is Move.RAM
+    assert ADAPTIVE.idle(mostly, replace(PRESSED, now=0.1)).move is Move.RAM
     # Taken back by the clock's rounding, it is the same moment still.
-    assert ADAPTIVE.idle(mostly, situation(now=0.1 - 1e-12, waiting=1, wanted=100)).move is Move.RAM
+    assert ADAPTIVE.idle(mostly, replace(PRESSED, now=0.1 - 1e-12)).move is Move.RAM
 
 
 def test_the_tax_of_a_unified_pool_is_paid_for_short_waits_only() -> None:
@@ -80,11 +91,11 @@ def test_the_tax_of_a_unified_pool_is_paid_for_short_waits_only() -> None:
         ({"ram_free": 0, "disk_free": 0}, Move.DROP),
         ({"ram_level": "critical", "disk_free": 0}, Move.DROP),
         ({"can_park": False}, Move.DROP),
-        ({"speeds": SLOW_MOVES}, Move.DROP),
+        ({"speeds": replace(SLOW_MOVES, idle_token_s=1e-3)}, Move.DROP),
     ],
 )
 def test_ram_then_disk_then_dropped(changes: dict[str, object], move: Move) -> None:
-    at = situation(now=0.0, waiting=1, wanted=100, **changes)
+    at = situation(**({"now": 0.0, "speeds": HEAVY} | changes))
     assert ADAPTIVE.idle(idle(wait=600.0), at).move is move
     assert choice(idle(wait=600.0), **changes) == (0, move)
 
@@ -103,7 +114,7 @@ def test_what_is_parked_already_is_let_go_without_a_copy() -> None:
 
 def _expected(kv: IdleKv, at: Situation, wait: Distribution, hold: float, move: Move | None) -> float:
     """Delay of holding for `hold` seconds from now, then moving; summed over the wait's possible ends."""
-    rate = holding(kv.tokens, at)
+    rate = holding(kv, at)
     moving = 0.0
     if move is not None:
         copied = 0.0 if move is Move.DROP else at.speeds.save(kv.new_tokens)
@@ -130,16 +141,18 @@ def test_it_is_never_expected_to_cost_more_than_keeping_parking_or_dropping(
     others = [_expected(kv, at, wait, math.inf, None)]
     others += [_expected(kv, at, wait, 0.0, move) for move in possible]
     # Points within rounding of the present count as passed.
-    slack = 1e-4 + 1e-6 * holding(kv.tokens, at) * wait.points[-1]
+    slack = 1e-4 + 1e-6 * holding(kv, at) * wait.points[-1]
     assert ours <= min(others) * (1 + 1e-6) + slack
 
 
-@given(states(), waits(), situations(), st.integers(1, 20))
-def test_the_more_wait_the_sooner_it_goes(kv: IdleKv, wait: Distribution, at: Situation, more: int) -> None:
+@given(states(), waits(), situations(), st.floats(1, 20))
+def test_the_dearer_the_place_the_sooner_it_goes(
+    kv: IdleKv, wait: Distribution, at: Situation, factor: float
+) -> None:
     kv = replace(kv, wait=wait, pinned=False)
-    at = replace(at, waiting=max(1, at.waiting))
-    pressed = replace(at, waiting=at.waiting + more)
-    first, second = ADAPTIVE.idle(kv, at), ADAPTIVE.idle(kv, pressed)
+    at = replace(at, step_s=max(0.01, at.step_s))
+    taxed = replace(at.speeds, idle_token_s=factor * at.speeds.idle_token_s)
+    first, second = ADAPTIVE.idle(kv, at), ADAPTIVE.idle(kv, replace(at, speeds=taxed))
     if first.move is not Move.KEEP:
         assert second.move is not Move.KEEP
     elif second.move is Move.KEEP and first.until is not None:
@@ -217,7 +230,7 @@ def test_it_is_back_just_before_its_job() -> None:
 
 def test_where_the_place_is_dear_it_is_brought_back_later() -> None:
     unsure = Distribution.of([1.0] * 2 + [10.0] * 8)
-    calm, pressed = situation(now=0.0), situation(now=0.0, waiting=4, wanted=100)
+    calm, pressed = situation(now=0.0), replace(PRESSED, running=4)
     early, late = (ADAPTIVE.prefetch(parked(unsure, on_disk=True), at) for at in (calm, pressed))
     assert early is not None
     assert late is not None

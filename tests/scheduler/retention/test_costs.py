@@ -1,6 +1,7 @@
 """The one formula: what holding, moving and bringing back costs, against summing it up by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,21 +17,24 @@ from tests.scheduler.retention.states import idle, situation, situations, waits
 def test_idle_tokens_slow_each_step_of_each_running_segment() -> None:
     speeds = Speeds(idle_token_s=1e-5)
     # 1,000 tokens add 10 ms to steps of 100 ms: each of three segments loses a tenth of its time.
-    assert holding(1000, situation(speeds=speeds, running=3)) == pytest.approx(0.3)
-    assert holding(1000, situation(speeds=speeds, running=3, taxed=False)) == 0.0
-    assert holding(1000, situation(speeds=speeds, running=0)) == 0.0
+    state = idle(tokens=1000)
+    assert holding(state, situation(speeds=speeds, running=3)) == pytest.approx(0.3)
+    assert holding(state, situation(speeds=speeds, running=3, taxed=False)) == 0.0
+    assert holding(state, situation(speeds=speeds, running=0)) == 0.0
 
 
-def test_a_place_is_worth_those_who_could_have_it() -> None:
-    assert holding(100, situation(waiting=2, wanted=400)) == pytest.approx(0.5)
-    assert holding(900, situation(waiting=2, wanted=400)) == pytest.approx(2.0)
-    assert holding(100, situation()) == 0.0
+def test_an_idle_state_is_in_nobodys_way_whoever_waits() -> None:
+    """It gives way as soon as it is asked to."""
+    assert holding(idle(tokens=900), situation(waiting=2, wanted=400)) == 0.0
 
 
-def test_a_full_pool_counts_as_somebody_who_waits_for_it() -> None:
+def test_a_full_pool_will_soon_be_asked_for_places_which_have_to_be_copied_first() -> None:
     levels = ("low", "normal", "high", "critical")
-    rates = [holding(100, situation(cells_level=level)) for level in levels]
-    assert rates == pytest.approx([0.0, 0.0, 0.1, 0.2])
+    # Copying 300 tokens takes 0.3 s; they are three tenths of the pool; once or twice in 30 s.
+    rates = [holding(idle(tokens=300), situation(cells_level=level)) for level in levels]
+    assert rates == pytest.approx([0.0, 0.0, 0.003, 0.006])
+    parked = idle(tokens=300, new_tokens=0)
+    assert holding(parked, situation(cells_level="critical")) == 0.0
 
 
 def test_moves_stop_all_that_run_and_returns_one_more() -> None:
@@ -103,7 +107,8 @@ def test_no_other_time_to_bring_it_back_is_expected_to_cost_less(
 ) -> None:
     kv = ParkedKv(tokens=500, on_disk=on_disk, since=at.now, wait=wait)
     latency = at.speeds.restore(500) + (at.speeds.disk_read(500) if on_disk else 0.0)
-    rate = holding(500, at) + at.speeds.restore(500) * (at.running + 1) / 30.0
+    calm = replace(at, cells_level="normal")
+    rate = holding(idle(tokens=500), calm) + at.speeds.restore(500) * (at.running + 1) / 30.0
 
     def cost(start: float) -> float:
         ready = start + latency
