@@ -1,6 +1,6 @@
 """Speed of the disk tier: a state written and read by the store, against the same bytes without it.
 
-In turns on the same disk; medians are printed. `plain` writes and reads the buffer in pieces of 512 KiB,
+In turns on the same disk; medians are printed. `plain` writes and reads the buffer in pieces of 2 MiB,
 with buffers that begin with a page; neither waits for the device (no fsync). With `--cold` the pages are
 dropped from the cache between write and read, where the system allows it.
 """
@@ -23,7 +23,7 @@ _EXAMPLE = """example:
   python benchmarks/disk_store.py --mb 64 --repeats 7 --json disk_store.json
 """
 _ID = "0" * 32
-_PIECE = 1 << 19
+_PIECE = 1 << 21
 
 
 def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Annotated, Literal
@@ -27,8 +28,8 @@ Bytes = npt.NDArray[np.uint8]
 MAGIC = b"ASTRAEKV"
 VERSION = 1
 
-# A slice is still in the CPU's second cache when it is hashed after its copy: larger ones cost more.
-_SLICE = 1 << 19
+# Large enough that calls cost little, small enough to be hashed from a cache after the copy.
+_SLICE = 1 << 21
 _START = struct.Struct("<8sIIQQ")
 _SUM = struct.Struct("<Q")
 _JSON_LIMIT = 1 << 20
@@ -224,6 +225,10 @@ def write(descriptor: int, head: bytes, data: memoryview, cancelled: Callable[[]
     """
     (checksum,) = _SUM.unpack_from(head, _START.size)
     hasher = xxhash.xxh3_64(seed=checksum)
+    if hasattr(os, "posix_fallocate"):
+        # Found bit by bit while writing, the room takes a third longer. Where there is none, writing says so.
+        with suppress(OSError):
+            os.posix_fallocate(descriptor, 0, file_length(head, len(data)))
     _write_all(descriptor, memoryview(head))
     for start in range(0, len(data), _SLICE):
         if cancelled():
