@@ -268,7 +268,8 @@ class Placer:
             most = stall.tokens(token_s)
             if stall.limited and not self._has_memory(sequence, tokens, most, stall):
                 return Parking.MORE
-            if not stall.allows(token_s * (len(tokens) if most is None else most)):
+            count = len(tokens) if most is None or not self.transfer.sliced else min(most, len(tokens))
+            if not stall.allows_about(token_s * count):
                 return Parking.MORE
             with stall.timed():
                 done = self._store.park(
@@ -291,12 +292,12 @@ class Placer:
         if not size or not arena.grows(size):
             return True
         took = 0.0
-        while stall.allows(took) and arena.grows(size):
+        while stall.allows_about(took) and arena.grows(size):
             before = stall.spent
             with stall.timed():
                 arena.grow(size)
             took = stall.spent - before
-        return False
+        return not arena.grows(size)
 
     def move_out(self, sequence: Sequence, move: Move, stall: Stall) -> bool:
         """Takes an idle state out of its sequence; False when the copying is not finished yet."""

@@ -26,6 +26,10 @@ class Stall:
         """Whether a move that is expected to take so long may be made in this step."""
         return self._limit is None or self.spent == 0.0 or self.spent + seconds <= self._limit
 
+    def allows_about(self, seconds: float) -> bool:
+        """The same for a move whose time is not known but predicted."""
+        return self.allows(seconds / _SHARE)
+
     def tokens(self, token_s: float) -> int | None:
         """Most tokens to move at once, each of which takes so many seconds; None = all."""
         if self._limit is None:

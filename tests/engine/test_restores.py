@@ -1,10 +1,38 @@
 """States on their way back into the context."""
 
+import pytest
+
 from astraea_local.engine.messages import Cancel
 from astraea_local.engine.placement import Delay
 from astraea_local.engine.slots import Sequence
 from astraea_local.engine.stall import Stall
-from tests.engine.harness import MakeHarness, prompt
+from tests.engine.harness import Harness, MakeHarness, prompt
+
+
+def _step_until_placed(h: Harness, segment: int) -> int:
+    """Steps until the segment has a sequence; returns how many that took."""
+    for count in range(1, 20):
+        h.core.step()
+        if h.core.runs[segment].sequence is not None:
+            return count
+    raise AssertionError("it was never placed")
+
+
+@pytest.mark.parametrize(("stall_ms", "steps"), [(1000, {1}), (0.001, {2, 3, 4})])
+def test_one_state_leaves_and_another_comes_in_one_step_where_its_time_allows(
+    harness: MakeHarness, stall_ms: float, steps: set[int]
+) -> None:
+    """Beside a stream that runs, and into memory that has to be found first."""
+    h = harness(context__slots=2, context__size=1024, retention__policy="lru", kv__max_stall_ms=stall_ms)
+    first = h.ask("a", prompt(1, 200))
+    h.core.residency.park_now("a")
+    h.ask("b", prompt(2, 200))
+    h.submit("stream", prompt(3, 40), 60)
+    h.core.step()
+    back = h.submit("a", [*prompt(1, 200), *first.output, 7])
+    assert _step_until_placed(h, back) in steps
+    h.run()
+    assert h.finished(back).cached_tokens >= 200
 
 
 def test_a_cancelled_restore_leaves_nothing_reserved(harness: MakeHarness) -> None:
