@@ -6,9 +6,9 @@ example:
 Every repeat gives all policies the same agents, in turns, each on a fresh server with an empty history and an
 empty cache folder; who is first changes from repeat to repeat. All begin with the same calibration, made at
 the start: what a server measures for itself as it starts varies enough to run two segments at a time in one
-run and four in another. The figures are mean job completion time and time to first token after tool calls; a
-ratio below 1 is better than `adaptive` in the same repeat. Single runs still differ by some percent: the
-standard error of the ratios says what they are worth.
+run and four in another. The figures are mean job completion time and time to first token after tool calls, as
+medians, and their ratios to `adaptive` with standard errors. The machine's speed changes from run to run, and
+queues make more of it: the ratios at `equal speed` are without that.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from side_by_side import ServerError, free_port, server
 
 from astraea_local.bench import coding, infercept_agents
@@ -104,36 +105,60 @@ def measure(workload: str, policy: str, seed: int, speeds: Path, args: argparse.
     return {**run_of, **result.summary(), **counters, "steps": state["steps"]}
 
 
+def effects(
+    rows: Sequence[dict[str, Any]], figure: str, *, equal_speed: bool
+) -> dict[str, tuple[float, float]]:
+    """Of each policy, the ratio of a figure to that of `adaptive`, and its standard error.
+
+    Least squares of the figure's logarithm over repeats and policies. With `equal_speed` the logarithm of the
+    seconds that llama.cpp took for the whole run is a term too: all policies give it the same tokens, so
+    these seconds tell how fast the machine was, and a slow run counts for the policy no more. NaN is what
+    cannot be told.
+    """
+    seeds = sorted({row["seed"] for row in rows})
+    others = sorted({row["policy"] for row in rows} - {"adaptive"})
+    terms = [
+        [float(row["seed"] == seed) for seed in seeds]
+        + [float(row["policy"] == policy) for policy in others]
+        + [math.log(row["steps"]["steps"] * row["steps"]["llama_decode_ms"])] * equal_speed
+        for row in rows
+    ]
+    matrix, found = np.array(terms), np.log([row[figure] for row in rows])
+    solved, _residuals, rank, _singular = np.linalg.lstsq(matrix, found, rcond=None)
+    freedom = len(found) - int(rank)
+    squares = float(((found - matrix @ solved) ** 2).sum())
+    variance = (squares / freedom if freedom > 0 else math.nan) * np.linalg.pinv(matrix.T @ matrix)
+    ratios = {"adaptive": (1.0, 0.0)}
+    for index, policy in enumerate(others, start=len(seeds)):
+        ratios[policy] = math.exp(solved[index]), math.sqrt(variance[index, index])
+    return ratios
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: medians over the repeats, and the medians of the ratios to `adaptive`."""
+    """Markdown: medians over the repeats, and ratios to `adaptive` with their standard errors (`effects`)."""
     lines = [
-        "| workload | policy | JCT s | ratio | +- | p95 s | TTFT s | ratio | +- | cached | errors |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| workload | policy | JCT s | ratio | equal speed | p95 s | TTFT s | ratio | equal speed | cached |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for workload in dict.fromkeys(row["workload"] for row in rows):
-        for policy in sorted({row["policy"] for row in rows}):
-            mine = {r["seed"]: r for r in rows if (r["workload"], r["policy"]) == (workload, policy)}
-            base = {r["seed"]: r for r in rows if (r["workload"], r["policy"]) == (workload, "adaptive")}
-            if not mine:
-                continue
-
-            def median(name: str, of: dict[int, dict[str, Any]] = mine) -> float:
-                return statistics.median(r[name] or 0.0 for r in of.values())
-
-            def ratio(
-                name: str, of: dict[int, dict[str, Any]] = mine, to: dict[int, dict[str, Any]] = base
-            ) -> str:
-                pairs = [r[name] / to[seed][name] for seed, r in of.items() if seed in to and to[seed][name]]
-                if not pairs:
-                    return "- | -"
-                error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
-                return f"{statistics.median(pairs):.3f} | {error:.3f}"
-
+        those = [row for row in rows if row["workload"] == workload]
+        ratios = [
+            effects(those, figure, equal_speed=equal)
+            for figure in ("mean_jct_s", "mean_ttft_after_tool_s")
+            for equal in (False, True)
+        ]
+        for policy in ratios[0]:
+            mine = [row for row in those if row["policy"] == policy]
+            jct, p95, ttft, cached = (
+                statistics.median(row[name] for row in mine)
+                for name in ("mean_jct_s", "p95_jct_s", "mean_ttft_after_tool_s", "cached_share")
+            )
+            raw_jct, jct_ratio, raw_ttft, ttft_ratio = (
+                f"{r[policy][0]:.3f} ±{r[policy][1]:.3f}" for r in ratios
+            )
             lines.append(
-                f"| {workload} | {policy} | {median('mean_jct_s'):.1f} | {ratio('mean_jct_s')} "
-                f"| {median('p95_jct_s'):.1f} | {median('mean_ttft_after_tool_s'):.2f} "
-                f"| {ratio('mean_ttft_after_tool_s')} | {median('cached_share'):.0%} "
-                f"| {sum(r['errors'] for r in mine.values())} |"
+                f"| {workload} | {policy} | {jct:.1f} | {raw_jct} | {jct_ratio} | {p95:.1f} "
+                f"| {ttft:.2f} | {raw_ttft} | {ttft_ratio} | {cached:.0%} |"
             )
     return "\n".join(lines)
 
@@ -163,12 +188,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of the first repeat (default: %(default)s)")
     add("--repeats", type=int, default=2, help="default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--show", type=Path, metavar="FILE", help="only print the table of figures that were written there")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 0, or 1 when a server failed or an agent did."""
     args = _parser().parse_args(argv)
+    if args.show is not None:
+        print(table(json.loads(args.show.read_text(encoding="utf-8"))))
+        return 0
     rows: list[dict[str, Any]] = []
     failed = False
     policies = args.policies.split(",")
@@ -187,7 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = True
     if rows:
         print(table(rows))
-    return 1 if failed or any(row["errors"] for row in rows) else 0
+    errors = sum(row["errors"] for row in rows)
+    if errors:
+        sys.stderr.write(f"retention_value: {errors} agents failed\n")
+    return 1 if failed or errors else 0
 
 
 if __name__ == "__main__":
