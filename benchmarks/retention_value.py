@@ -188,15 +188,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of the first repeat (default: %(default)s)")
     add("--repeats", type=int, default=2, help="default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
-    add("--show", type=Path, metavar="FILE", help="only print the table of figures that were written there")
+    add("--show", type=Path, nargs="+", metavar="FILE", help="only print the table of figures written before")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 0, or 1 when a server failed or an agent did."""
     args = _parser().parse_args(argv)
-    if args.show is not None:
-        print(table(json.loads(args.show.read_text(encoding="utf-8"))))
+    if args.show:
+        print(table([row for file in args.show for row in json.loads(file.read_text(encoding="utf-8"))]))
         return 0
     rows: list[dict[str, Any]] = []
     failed = False
