@@ -269,7 +269,7 @@ class Placer:
             if stall.limited and not self._has_memory(sequence, tokens, most, stall):
                 return Parking.MORE
             count = len(tokens) if most is None or not self.transfer.sliced else min(most, len(tokens))
-            if not stall.allows_about(token_s * count):
+            if not stall.allows(token_s * count):
                 return Parking.MORE
             with stall.timed():
                 done = self._store.park(
@@ -292,7 +292,7 @@ class Placer:
         if not size or not arena.grows(size):
             return True
         took = 0.0
-        while stall.allows_about(took) and arena.grows(size):
+        while stall.allows(took) and arena.grows(size):
             before = stall.spent
             with stall.timed():
                 arena.grow(size)

@@ -110,7 +110,7 @@ class Restores:
         """Loads pieces one behind the other, as long as time allows."""
         table, rate = self._table, self._speeds().restore_bytes_s
         for piece in restore.pieces[restore.done :]:
-            if not stall.allows_about(piece.size / rate):
+            if not stall.allows(piece.size / rate):
                 return Restoring.MORE
             if table.cells_total - table.cells_used < cells_for([piece]):
                 # A decode found no other cell. The state is as good as before.
@@ -128,7 +128,7 @@ class Restores:
     def _load(self, restore: Restore, stall: Stall) -> Restoring:
         """Loads everything at once, into a sequence that has no other cells to take."""
         size = sum(piece.size for piece in restore.pieces)
-        if not stall.allows_about(size / self._speeds().restore_bytes_s):
+        if not stall.allows(size / self._speeds().restore_bytes_s):
             return Restoring.MORE
         with stall.timed():
             loaded = self._transfer.load(restore.target.id, restore.pieces)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Measured rates vary: a slice is planned to take so much of what is left.
+# Measured rates vary: a move is planned to take so much of what is left.
 _SHARE = 0.6
 _FEWEST = 32
 
@@ -23,12 +23,8 @@ class Stall:
         return self._limit is not None
 
     def allows(self, seconds: float) -> bool:
-        """Whether a move that is expected to take so long may be made in this step."""
-        return self._limit is None or self.spent == 0.0 or self.spent + seconds <= self._limit
-
-    def allows_about(self, seconds: float) -> bool:
-        """The same for a move whose time is not known but predicted."""
-        return self.allows(seconds / _SHARE)
+        """Whether a move that is predicted to take so long may be made in this step."""
+        return self._limit is None or self.spent == 0.0 or self.spent + seconds / _SHARE <= self._limit
 
     def tokens(self, token_s: float) -> int | None:
         """Most tokens to move at once, each of which takes so many seconds; None = all."""

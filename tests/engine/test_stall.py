@@ -14,10 +14,8 @@ def test_moving_is_limited_per_step_only_for_those_who_run() -> None:
     assert limited.tokens(1.0) == 32
 
 
-def test_what_is_only_predicted_needs_room_to_take_longer() -> None:
+def test_moves_get_room_to_take_longer_than_predicted() -> None:
     limited = Stall(0.010)
-    assert limited.allows_about(1.0)
     limited.spent = 0.004
-    assert limited.allows(0.005)
-    assert not limited.allows_about(0.005)
-    assert limited.allows_about(0.0035)
+    assert limited.allows(0.0035)
+    assert not limited.allows(0.005)
