@@ -24,6 +24,8 @@ _EXAMPLE = """example:
 """
 _ID = "0" * 32
 _PIECE = 1 << 21
+# A state of 4 MiB takes half a millisecond: looking seldom would be most of what is measured.
+_LOOK_S = 0.00002
 
 
 def plain(path: Path, data: Bytes, into: Bytes, *, cold: bool) -> tuple[float, float]:
@@ -71,7 +73,7 @@ def stored(store: DiskStore, data: Bytes, into: Bytes, tokens: int, *, cold: boo
 def wait(store: DiskStore, wanted: type[Written | Read]) -> None:
     """Returns when the store reports success; ends the program when it reports failure."""
     while not (events := store.poll()):
-        time.sleep(0.0002)
+        time.sleep(_LOOK_S)
     if not isinstance(events[0], wanted):
         raise SystemExit(f"the store failed: {events[0]}")
 

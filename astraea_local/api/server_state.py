@@ -31,14 +31,15 @@ def _service(request: Request) -> Service:
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
-    """200 when requests are served; 503 while loading, restarting, or after a failure."""
+    """200 when requests are taken; 503 while loading, restarting, or after a failure."""
     engine = _service(request).engine
-    body: dict[str, Any] = {"status": "ok" if engine.status == "ready" else engine.status}
+    serves = engine.status in ("ready", "paused")
+    body: dict[str, Any] = {"status": "ok" if serves else engine.status}
     if engine.status == "loading":
         body["progress"] = round(engine.progress, 3)
     if engine.failure:
         body["error"] = engine.failure
-    return JSONResponse(body, status_code=200 if engine.status == "ready" else 503)
+    return JSONResponse(body, status_code=200 if serves else 503)
 
 
 @router.get("/v1/models")

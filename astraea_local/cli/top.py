@@ -211,6 +211,7 @@ def run_ui(source: "Source", control: "Control", *, host: "Host | None" = None) 
     gc.disable()
     from astraea_local.tui import keys
     from astraea_local.tui.app import AstraeaApp, yield_to_others
+    from astraea_local.tui.hangup import TerminalWatch
 
     file = keys.path()
     try:
@@ -220,7 +221,8 @@ def run_ui(source: "Source", control: "Control", *, host: "Host | None" = None) 
     gc.freeze()
     gc.enable()
     yield_to_others()
-    answer = ui.run()
+    with TerminalWatch(ui.hang_up):
+        answer = ui.run()
     if ui.return_code:
         raise typer.Exit(ui.return_code)
     return answer

@@ -59,7 +59,8 @@ from astraea_local.profile import PolicyName
 
 _logger = logging.getLogger(__name__)
 
-Status = Literal["loading", "ready", "restarting", "failed", "stopping"]
+Status = Literal["loading", "ready", "paused", "restarting", "failed", "stopping"]
+"""`paused`: the engine died while its model was unloaded on request, and is started again when that ends."""
 SegmentEvent = Started | Delta | Paused | Finished | Failed
 
 # One crash may be bad luck; a request that was there each time is the likely cause.
@@ -126,6 +127,7 @@ class Engine:
         self.frame: StateFrame | None = None
         self.log = EventLog()
         self._scheduling_paused = False
+        self._unloaded = False
         self.simulated: Reading | None = None
 
     @property
@@ -201,7 +203,12 @@ class Engine:
 
     async def suspend(self, on: bool) -> Reply:
         """Unloads the model, so that its memory is free, or loads it again; requests wait meanwhile."""
-        return await self._ask(Suspend(self.next_id(), on))
+        if self.status == "paused":
+            return await self._wake() if not on else Reply(0, "done", "the server is paused already")
+        reply = await self._ask(Suspend(self.next_id(), on))
+        if reply.outcome == "done":
+            self._unloaded = on
+        return reply
 
     async def act(self, job: str, action: JobVerb, value: int = 0) -> Reply:
         """Does something with a job; says what was done or why not. `value` is for `priority`."""
@@ -271,7 +278,8 @@ class Engine:
 
     async def _ask(self, question: Question) -> Reply:
         if self.status != "ready":
-            return Reply(question.request, "unavailable", f"the engine is {self.status}: try again later")
+            remedy = "resume it first" if self.status == "paused" else "try again later"
+            return Reply(question.request, "unavailable", f"the engine is {self.status}: {remedy}")
         asked = self._questions.asked(question)
         self._send([question])
         return await asked
@@ -385,8 +393,25 @@ class Engine:
         if delay is None:
             self._fail_for_good(f"the engine died {self._restart_policy.crashes} times in a row ({end})")
             return
+        if self._unloaded:
+            # The memory belongs to others until a user says otherwise.
+            self.status = "paused"
+            self._tell("warning", "the engine is started again on `resume`")
+            return
         self.status = "restarting"
         self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay))
+
+    async def _wake(self) -> Reply:
+        """Starts the engine that died while its model was unloaded."""
+        self._unloaded = False
+        self.status = "restarting"
+        self._started = asyncio.get_running_loop().create_future()
+        self._restart = asyncio.get_running_loop().create_task(self._restart_after(0.0))
+        try:
+            await self._started
+        except EngineStartError as error:
+            return Reply(0, "unavailable", f"the model cannot be loaded again: {error}")
+        return Reply(0, "done", "the model is loaded again; waiting requests go on")
 
     def _decide_rerun(self, handle: Handle, end: str) -> None:
         if not handle.delivered and handle.reruns < _MAX_RERUNS:

@@ -1,6 +1,7 @@
 """The terminal UI: shows the frames of a source, and asks its other side to act."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -110,6 +111,7 @@ class AstraeaApp(App[str]):
             raise KeysError(f"{keys_path}: theme: no theme {self._wanted_theme!r}: choose one of {known}")
         self._held: StateFrame | None = None
         self._came_at = 0.0
+        self._runs_in: asyncio.AbstractEventLoop | None = None
 
     def on_mount(self) -> None:
         """Begins to watch."""
@@ -120,9 +122,10 @@ class AstraeaApp(App[str]):
         self.push_screen(Overview())
         self.run_worker(self._watch(), exit_on_error=True)
         self.set_interval(1.0, self._check_age)
+        self._runs_in = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # A closed terminal, or `kill`: the screen is put in order, and the server stopped.
-            asyncio.get_running_loop().add_signal_handler(number, self.exit, "stop")
+            self._runs_in.add_signal_handler(number, self.exit, "stop")
         if self._host is not None:
             self.set_interval(_LOG_EVERY_S, self._read_host)
 
@@ -351,6 +354,13 @@ class AstraeaApp(App[str]):
             self._source.transport.faster(by)
 
     # -- leaving -----------------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """As the hangup signal does, from any thread."""
+        # It may end by itself just now.
+        with contextlib.suppress(RuntimeError):
+            if self._runs_in is not None:
+                self._runs_in.call_soon_threadsafe(self.exit, "stop")
 
     async def action_quit(self) -> None:
         """Leaves; asks first what becomes of a server that was started with this UI."""

@@ -274,3 +274,20 @@ async def test_a_pause_of_the_scheduler_and_the_event_log_outlive_the_engine(spe
         assert any("starting the engine again" in text for text in texts)
         ids = [line.id for line in lines]
         assert ids == list(range(1, len(ids) + 1))
+
+
+async def test_an_engine_that_dies_while_paused_takes_no_memory_until_it_is_resumed(spec: EngineSpec) -> None:
+    async with running(spec) as engine:
+        await events(submit(engine))
+        assert (await engine.suspend(True)).outcome == "done"
+        os.kill(engine_pid(engine), signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while engine.status != "paused":
+                await engine.next_frame(1)
+        assert "resume it first" in (await engine.resize(2048, 4)).text
+        assert (await engine.suspend(True)).text == "the server is paused already"
+        handle = submit(engine)
+        assert engine.restarts == 0
+        assert (await engine.suspend(False)).text == "the model is loaded again; waiting requests go on"
+        assert isinstance((await events(handle))[-1], Finished)
+        assert (engine.status, engine.restarts) == ("ready", 1)

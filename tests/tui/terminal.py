@@ -21,7 +21,10 @@ _ESCAPES = re.compile(r"\x1b(\[[0-9;?<>=$]*[ -/]*[@-~]|[\]P][^\x07\x1b]*(\x07|\x
 
 
 class Terminal:
-    """The command line in a terminal of 120x40; what it writes is kept."""
+    """The command line in a terminal of 120x40; what it writes is kept.
+
+    It is not the controlling terminal, so no signal tells the program of its end.
+    """
 
     def __init__(self, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
         self._main, end = pty.openpty()
@@ -37,6 +40,7 @@ class Terminal:
         os.close(end)
         self._written = b""
         self._seen = 0
+        self._vanishing = False
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -50,7 +54,7 @@ class Terminal:
             with self._news:
                 self._written += data
                 self._news.notify_all()
-            if not data:
+            if not data or self._vanishing:
                 return
 
     @property
@@ -72,6 +76,13 @@ class Terminal:
         self._seen = len(self._written)
         os.write(self._main, keys.encode())
 
+    def vanish(self) -> None:
+        """Closes the terminal as the program writes the answer to a key."""
+        self._vanishing = True
+        self.press("?")
+        self._reader.join()
+        os.close(self._main)
+
     def end(self, seconds: float = 60.0) -> tuple[int, list[str]]:
         """Waits for the program's end: its exit code, and the lines it wrote after it closed its screen."""
         code = self.process.wait(seconds)
@@ -89,4 +100,5 @@ class Terminal:
             self.process.kill()
             self.process.wait()
         self._reader.join()
-        os.close(self._main)
+        if not self._vanishing:
+            os.close(self._main)

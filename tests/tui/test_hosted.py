@@ -100,6 +100,17 @@ def test_the_server_ends_with_a_screen_that_was_killed(serving: tuple[str, str])
         assert gone(started)
 
 
+def test_the_server_ends_with_a_terminal_that_vanished(serving: tuple[str, str]) -> None:
+    """Also where the hangup signal is kept away, as by `nohup`."""
+    with Terminal("serve", *serving, "--port", "0") as terminal:
+        terminal.until("● ready")
+        started = children(terminal)
+        terminal.vanish()
+        terminal.process.wait(30)
+        assert started
+        assert gone(started)
+
+
 def test_without_a_terminal_there_are_plain_lines(serving: tuple[str, str], tmp_path: Path) -> None:
     log, port = tmp_path / "log", free_port()
     command = [sys.executable, "-m", "astraea_local", "serve", *serving, "--port", str(port)]

@@ -241,9 +241,9 @@ class DiskStore:
                     self._lengths.pop(operation.part_id, None)
                 else:
                     self._lengths[operation.part_id] = length
+                if event is not None:
+                    self._results.append(event)
                 self._work.done(operation)
-            if event is not None:
-                self._results.append(event)
 
     def _perform(self, operation: Operation, length: int | None) -> tuple[Event | None, int | None]:
         """What is to be reported, and the length of the part's file, which was `length`; None without one."""
