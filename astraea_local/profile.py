@@ -205,6 +205,9 @@ class ServerSettings(_Section):
     """Requests queued or running; beyond it clients get 429 with Retry-After."""
     keepalive_s: float = Field(default=5.0, gt=0)
     """Seconds between SSE comments while a stream has nothing to say."""
+    stream_interval_ms: float = Field(default=30.0, ge=0)
+    """Least milliseconds between two pieces of a stream; the first token is sent at once. 0: each by itself,
+    which slows decoding down where llama.cpp uses all cores."""
     drain_s: float = Field(default=10.0, ge=0)
     """Seconds that a stop waits for running requests before they are cancelled."""
     job_idle_s: float = Field(default=1800.0, gt=0)

@@ -295,6 +295,7 @@ SECTIONS = {
         port=st.integers(0, 65535),
         max_queue=st.integers(1, 10_000),
         keepalive_s=positive(0),
+        stream_interval_ms=st.floats(0, 1e6),
         drain_s=st.floats(0, 1e6),
         job_idle_s=positive(0),
         max_body_mib=st.integers(1, 1024),

@@ -107,6 +107,7 @@ class EngineCore:
             self.log,
             None if record is None else Recorder(self.model_name, record),
             clock,
+            profile.server.stream_interval_ms / 1000,
         )
         self.dispatcher = Dispatcher(
             self.scheduler, self.residency, self.lifecycle, self.meter, self.log, clock

@@ -42,6 +42,8 @@ class Lifecycle:
     log: EngineLog
     recorder: Recorder | None
     clock: Callable[[], float]
+    stream_interval_s: float
+    """Least time between two pieces of a stream: each takes front and client much of a token's time."""
     order: list[Run] = field(default_factory=list)
     """Those that have a sequence, in the order of the last plan."""
     stale: Stale = field(default_factory=Stale)
@@ -109,6 +111,7 @@ class Lifecycle:
         assert sequence is not None
         now = self.clock()
         kept = len(sequence.tokens)
+        self._tell(run, now)
         self._take_sequence(run, sequence)
         self.residency.released(sequence, None)
         self.scheduler.stopped(now, run.request.segment, kept)
@@ -122,7 +125,12 @@ class Lifecycle:
     def sampled(self, run: Run, now: float, *, last: bool) -> None:
         """A token came out of the run; with the `last` one, its text is sent when the run is ended."""
         self.timelines.sampled(now, run.request.segment)
-        if not last and (delta := run.delta()) is not None:
+        if not last and now >= run.told_at + self.stream_interval_s:
+            self._tell(run, now)
+
+    def _tell(self, run: Run, now: float) -> None:
+        if (delta := run.delta()) is not None:
+            run.told_at = now
             self._messages.append(delta)
 
     # -- out ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A segment as the engine runs it: its tokens, its sampler, and the text that came out."""
 
+import math
 from dataclasses import dataclass
 
 from astraea_local.engine.binding import Candidates, Guides, Logits, Tokens, Vocab
@@ -33,6 +34,7 @@ class Run:
         self.output = 0
         self.started_at: float | None = None
         self.first_token_at: float | None = None
+        self.told_at = -math.inf
         self.submitted_at = now
         self.back = Back(0, None, len(request.prompt))
         self._vocab = vocab

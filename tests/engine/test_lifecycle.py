@@ -1,7 +1,18 @@
 """What the front is told of a segment, from its submission to its end."""
 
-from astraea_local.engine.messages import Cancel, Delta
+from collections.abc import Sequence
+
+import pytest
+
+from astraea_local.engine.messages import Cancel, Delta, Paused, Started, ToFront
 from tests.engine.harness import MakeHarness, prompt
+
+_NEVER_MS = 3_600_000
+
+
+def deltas(messages: Sequence[ToFront]) -> list[str]:
+    """The texts of a stream's pieces."""
+    return [message.text for message in messages if isinstance(message, Delta)]
 
 
 def test_a_prompt_that_is_too_long_fails_alone(harness: MakeHarness) -> None:
@@ -31,11 +42,34 @@ def test_cancelling_frees_the_slot_at_once(harness: MakeHarness) -> None:
     assert h.ask("c", prompt(3, 30), 4).output_tokens == 4
 
 
-def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness) -> None:
-    """Deltas plus the rest equal what a request without streaming gets at once."""
-    h = harness()
+@pytest.mark.parametrize("interval_ms", [0, _NEVER_MS])
+def test_streams_and_whole_answers_are_the_same_text(harness: MakeHarness, interval_ms: int) -> None:
+    """Deltas plus the rest equal what a request without streaming gets; the first token never waits."""
+    h = harness(server__stream_interval_ms=interval_ms)
     streamed = h.ask("a", prompt(1, 30), 40)
-    pieces = [m.text for m in h.messages if isinstance(m, Delta)]
+    pieces = deltas(h.messages)
     whole = h.ask("b", prompt(1, 30), 40, stream=False)
     assert "".join(pieces) + streamed.text == whole.text
-    assert len(pieces) > 1
+    assert (len(pieces) == 1) == bool(interval_ms)
+
+
+def test_a_stream_goes_on_when_its_interval_has_passed(harness: MakeHarness) -> None:
+    h = harness(server__stream_interval_ms=_NEVER_MS)
+    h.submit("a", prompt(1, 30), 100)
+    for _ in range(30):
+        h.core.step()
+    assert len(deltas(h.core.take_messages())) == 1
+    h.ahead_s += _NEVER_MS / 1000
+    for _ in range(30):
+        h.core.step()
+    assert len(deltas(h.core.take_messages())) == 1
+
+
+def test_a_stream_has_all_of_its_text_before_a_pause(harness: MakeHarness) -> None:
+    h = harness(server__stream_interval_ms=_NEVER_MS)
+    h.submit("a", prompt(1, 30), 100)
+    for _ in range(30):
+        h.core.step()
+    h.core.detach()
+    told = h.core.take_messages()
+    assert [type(message) for message in told] == [Started, Delta, Delta, Paused]
