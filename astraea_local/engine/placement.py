@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from astraea_local.engine.binding import Tokens
-from astraea_local.engine.kv.parts import Part, path
+from astraea_local.engine.kv.fetches import Fetches, Key
+from astraea_local.engine.kv.parts import Part
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from astraea_local.engine.kv.transfer import Transfer
-from astraea_local.engine.restores import Key, Restores, Restoring, cells_for
+from astraea_local.engine.restores import Restores, Restoring, cells_for
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
 from astraea_local.scheduler.retention import IdleKv, Move, Retention, Situation
@@ -87,6 +88,7 @@ class Placer:
         self._facts = facts
         self._min_tokens = min_tokens
         self._note = note
+        self._fetches = Fetches(store)
         self._restores = Restores(table, store, transfer, facts.speeds)
         self._leaving: Sequence | None = None
         """An idle sequence whose state is being copied because its place is needed."""
@@ -173,10 +175,16 @@ class Placer:
     def give_up(self, key: Key) -> None:
         """The segment is gone: what was being restored for it is left where it is."""
         self._restores.give_up(key)
+        self._fetches.end(key)
 
     def give_up_all(self) -> None:
         """Leaves every state that is being restored where it is."""
         self._restores.give_up_all()
+        self._fetches.end_all()
+
+    def give_up_unasked(self) -> None:
+        """Once in each step: what is read for one who did not ask in the last step may leave RAM again."""
+        self._fetches.end_unasked()
 
     def _from_sequence(
         self, source: Sequence, length: int, job: str, stall: Stall
@@ -200,20 +208,22 @@ class Placer:
         return source, len(source.tokens)
 
     def _from_part(self, key: Key, part: Part, length: int, stall: Stall) -> tuple[Sequence, int] | Delay:
-        if not self._store.fetch(part, length):
-            # Read from disk meanwhile, or just found to be lost.
+        pieces = self._fetches.fetch(key, part, length)
+        if pieces is None:
             return Delay.MOVING
         target = self.vacate(stall)
         if isinstance(target, Delay):
             return target
-        pieces = path(part, length)
+        if not pieces:
+            return target, 0
         if not self.make_room(cells_for(pieces), stall, keep=target):
             if self._leaving is not None:
                 return Delay.MOVING
             # Computing it would take as many cells: it waits for those who run to end.
             running = any(s.segment is not None for s in self._table)
             return Delay.FULL if running else (target, 0)
-        self._restores.begin(key, target, pieces, length)
+        self._restores.begin(key, target, pieces)
+        self._fetches.end(key)
         return self._resume(key, stall) or (target, 0)
 
     def _resume(self, key: Key, stall: Stall) -> tuple[Sequence, int] | Delay | None:

@@ -250,6 +250,7 @@ class Residency:
         if not busy:
             self._copy_ahead(stall)
         self._give_up_unwanted()
+        self.placer.give_up_unasked()
         for job in [j for j, away in self.away.items() if away.back_at is not None and away.back_at <= now]:
             self._prefetch(job, stall)
 

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astraea_local.engine.kv.fetches import Key
 from astraea_local.engine.kv.parts import Piece
 from astraea_local.engine.kv.store import ParkedStore
 from astraea_local.engine.kv.transfer import Transfer
 from astraea_local.engine.slots import Sequence, SequenceTable
 from astraea_local.engine.stall import Stall
 from astraea_local.scheduler.speeds import Speeds
-
-Key = int | str
-"""The segment that a state is restored for; its job, when it is brought back before it asks."""
 
 
 class Restoring(enum.Enum):
@@ -33,12 +31,15 @@ class Restore:
 
     target: Sequence
     pieces: list[Piece]
-    length: int
-    """Tokens wanted; the last piece may bring more."""
     done: int = 0
     """Pieces that are loaded."""
     seconds: float = 0.0
     """What that took."""
+
+    @property
+    def length(self) -> int:
+        """Tokens wanted; the last part may bring more."""
+        return self.pieces[-1].end
 
     @property
     def cells(self) -> int:
@@ -78,12 +79,12 @@ class Restores:
         """Those whose states are restored before they ask."""
         return [key for key in self._open if isinstance(key, str)]
 
-    def begin(self, key: Key, target: Sequence, pieces: list[Piece], length: int) -> None:
+    def begin(self, key: Key, target: Sequence, pieces: list[Piece]) -> None:
         """Reserves the empty sequence and holds on to the parts; nothing is moved yet."""
         for piece in pieces:
             piece.part.busy += 1
         target.reserved = True
-        self._open[key] = Restore(target, pieces, length)
+        self._open[key] = Restore(target, pieces)
         self._promise()
 
     def resume(self, key: Key, stall: Stall) -> Restoring:

@@ -50,7 +50,7 @@ class DiskTier:
         self._arena = arena
         self._note = note
         self._clock = clock
-        self._in_flight: dict[str, Bytes] = {}
+        self._in_flight: dict[str, tuple[Part, Bytes]] = {}
         self._silent_until = -1.0
 
     @property
@@ -121,11 +121,10 @@ class DiskTier:
     def poll(self) -> Iterator[tuple[Part, str]]:
         """Takes in what the threads finished; yields parts that could not be read, with the reason."""
         for done in self._store.poll():
-            buffer = self._in_flight.pop(done.part_id)
-            part = self.tree.parts.get(done.part_id)
-            self._count(done)
-            if part is None:
-                # Forgotten meanwhile.
+            part, buffer = self._in_flight.pop(done.part_id)
+            self._count(done, part)
+            if self.tree.parts.get(done.part_id) is not part:
+                # Forgotten meanwhile, and perhaps parked again.
                 self._arena.release(buffer)
                 self._store.remove(done.part_id)
                 continue
@@ -154,14 +153,13 @@ class DiskTier:
 
     def _hold(self, part: Part, buffer: Bytes) -> None:
         part.busy += 1
-        self._in_flight[part.id] = buffer
+        self._in_flight[part.id] = part, buffer
 
-    def _count(self, done: Written | WriteFailed | Read | ReadFailed) -> None:
+    def _count(self, done: Written | WriteFailed | Read | ReadFailed, part: Part) -> None:
         match done:
             case Written():
                 self.stats.writes += 1
-                part = self.tree.parts.get(done.part_id)
-                self.stats.written_bytes += 0 if part is None else part.size
+                self.stats.written_bytes += part.size
             case Read():
                 self.stats.reads += 1
             case ReadFailed():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from astraea_local.engine.binding import Tokens
+from astraea_local.engine.binding import Bytes, Tokens
 from astraea_local.engine.kv.arena import BufferArena
 from astraea_local.engine.kv.parts import Part, PartTree, Piece, path
 from astraea_local.engine.kv.rows import MARGIN
@@ -191,14 +191,24 @@ class ParkedStore:
 
     # -- restoring ---------------------------------------------------------------------------------
 
-    def fetch(self, part: Part, length: int) -> bool:
-        """Whether the first `length` tokens through `part` are in RAM; reading what is not is begun."""
-        ready = True
-        for piece in path(part, length):
-            if piece.part.buffer is None:
-                ready = False
-                self._begin_read(piece.part)
-        return ready
+    def read(self, parts: Sequence[Part]) -> bool:
+        """Begins to read parts that are on disk only, all or none of them; whether they have room in RAM.
+
+        Those that are being read already are passed over.
+        """
+        assert self.disk is not None
+        idle = [part for part in parts if not self.disk.is_moving(part)]
+        buffers = self._acquire([part.size + MARGIN for part in idle])
+        if buffers is None:
+            return False
+        for part, buffer in zip(idle, buffers, strict=True):
+            self.disk.read(part, buffer)
+        return True
+
+    def holds_besides(self, holds: int) -> bool:
+        """Whether anybody but the owner of so many holds needs parts where they are, for the moment."""
+        disk_is_busy = self.disk is not None and self.disk.busy
+        return disk_is_busy or sum(part.busy for part in self.tree) > holds
 
     def knows(self, part: Part) -> bool:
         """Whether the part still exists."""
@@ -280,20 +290,27 @@ class ParkedStore:
             part.sinking = True
             size -= part.size
 
-    def _begin_read(self, part: Part) -> None:
-        if self.disk is None or part.busy or self.disk.is_moving(part):
-            return
-        size = part.size + MARGIN
-        if not self._free_ram(size):
-            self.discard(part, "no room in RAM to read it into")
-            return
-        buffer = self.arena.acquire(size)
-        assert buffer is not None
-        self.disk.read(part, buffer)
+    def _acquire(self, sizes: Sequence[int]) -> list[Bytes] | None:
+        """A buffer for each size, or none at all when there is no room for all of them."""
+        buffers: list[Bytes] = []
+        if self._free_ram(sum(sizes)):
+            for size in sizes:
+                # Each may be a little larger than it was asked to be.
+                buffer = self.arena.acquire(size)
+                if buffer is None:
+                    break
+                buffers.append(buffer)
+        if len(buffers) == len(sizes):
+            return buffers
+        for buffer in buffers:
+            self.arena.release(buffer)
+        return None
 
     def _free_ram(self, size: int, worth: float = math.inf) -> bool:
         """Makes room for so many bytes at the cost of what is worth less for its size; whether there is."""
-        if size > self.arena.budget:
+        held = sum(len(part.buffer) for part in self.tree if part.buffer is not None and not part.busy)
+        if not self.arena.fits(size - held):
+            # Nothing is given up for what has no room anyway.
             return False
         while not self.arena.fits(size):
             if not self._give_up_one(worth):

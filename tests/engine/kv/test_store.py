@@ -12,8 +12,8 @@ from astraea_local.engine.binding import Model, Tokens
 from astraea_local.engine.kv import disk
 from astraea_local.engine.kv.arena import BufferArena
 from astraea_local.engine.kv.disk import DiskStore
+from astraea_local.engine.kv.fetches import Fetches
 from astraea_local.engine.kv.files import ModelIdentity
-from astraea_local.engine.kv.parts import path
 from astraea_local.engine.kv.spill import DiskTier
 from astraea_local.engine.kv.store import ParkedStore, Parking
 from tests.engine.kv.conversation import Rig, rig, tokens
@@ -60,6 +60,7 @@ class Bench:
             disk=tier,
             clock=lambda: self.now,
         )
+        self.fetches = Fetches(self.store)
 
     def talk(self, seq: int, what: Tokens) -> None:
         self.rig.compute(seq, what)
@@ -80,12 +81,14 @@ class Bench:
         part, length = self.store.find(what)
         if part is None:
             return False
-        while not self.store.fetch(part, length):
+        while (pieces := self.fetches.fetch("test", part, length)) is None:
             self.store.tick(1e9)
             if not self.store.knows(part):
                 return False
         self.rig.context.clear()
-        return self.rig.transfer.load(seq, path(part, length)) and length == len(what)
+        loaded = self.rig.transfer.load(seq, pieces)
+        self.fetches.end("test")
+        return loaded and pieces[-1].end == len(what)
 
     def close(self) -> None:
         if self.store.disk is not None:
