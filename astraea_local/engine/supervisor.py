@@ -325,7 +325,7 @@ class Engine:
     def _on_load_failed(self, text: str) -> None:
         if self._child is not None:
             self._child.ignore()
-        self._fail_for_good(text)
+        self._not_started(text)
 
     def _on_resized(self, sizes: Resized) -> None:
         if self.ready is not None:
@@ -384,7 +384,7 @@ class Engine:
         self._tell("error", f"the engine died ({end})")
         self.log.begin_life()
         if self._started is not None and not self._started.done():
-            self._fail_for_good(f"the engine died while loading the model ({end})")
+            self._not_started(f"the engine died while loading the model ({end})")
             return
         self._questions.no_answer(f"the engine died ({end})")
         for handle in list(self._handles.values()):
@@ -408,10 +408,21 @@ class Engine:
         self._started = asyncio.get_running_loop().create_future()
         self._restart = asyncio.get_running_loop().create_task(self._restart_after(0.0))
         try:
-            await self._started
+            await asyncio.shield(self._started)
         except EngineStartError as error:
-            return Reply(0, "unavailable", f"the model cannot be loaded again: {error}")
+            return Reply(0, "unavailable", f"the model cannot be loaded, the server stays paused: {error}")
         return Reply(0, "done", "the model is loaded again; waiting requests go on")
+
+    def _not_started(self, text: str) -> None:
+        """Loading failed: for good, unless a user had unloaded the model and may try again."""
+        waking = self.ready is not None and self._started is not None and not self._started.done()
+        if not waking:
+            self._fail_for_good(text)
+            return
+        assert self._started is not None
+        self.status, self._unloaded = "paused", True
+        self._tell("error", f"the server stays paused: {text}")
+        self._started.set_exception(EngineStartError(text))
 
     def _decide_rerun(self, handle: Handle, end: str) -> None:
         if not handle.delivered and handle.reruns < _MAX_RERUNS:

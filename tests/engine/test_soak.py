@@ -184,8 +184,11 @@ class Soak(Harness):
         assert all(part.busy == 0 for part in store.tree)
         held = {id(part.buffer): len(part.buffer) for part in store.tree if part.buffer is not None}
         assert sum(held.values()) == store.arena.allocated - store.arena.idle_bytes
-        files = {file.name.removesuffix(".kv") for file in disk.folder.iterdir() if file.suffix == ".kv"}
-        assert files == {part.id for part in store.tree if part.on_disk}
+        expected = {part.id for part in store.tree if part.on_disk}
+        deadline = time.monotonic() + 60
+        # Files are removed by a thread that reports nothing.
+        while (files := {file.stem for file in disk.folder.glob("*.kv")}) != expected:
+            assert time.monotonic() < deadline, files ^ expected
         assert not list(disk.folder.glob("*.tmp*"))
 
     def settle(self) -> None:

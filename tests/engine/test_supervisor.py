@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,24 @@ async def test_an_engine_that_dies_while_paused_takes_no_memory_until_it_is_resu
         assert (await engine.suspend(False)).text == "the model is loaded again; waiting requests go on"
         assert isinstance((await events(handle))[-1], Finished)
         assert (engine.status, engine.restarts) == ("ready", 1)
+
+
+async def test_a_resume_that_cannot_load_the_model_can_be_tried_again(spec: EngineSpec, tmp_path: Path) -> None:
+    """As when the file is on a disk that is not mounted, or others have the memory just now."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(spec.model_path.read_bytes())
+    away = tmp_path / "away.gguf"
+    async with running(replace(spec, model_path=model)) as engine:
+        assert (await engine.suspend(True)).outcome == "done"
+        os.kill(engine_pid(engine), signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while engine.status != "paused":
+                await engine.next_frame(1)
+        handle = submit(engine)
+        model.rename(away)
+        reply = await engine.suspend(False)
+        assert (reply.outcome, "stays paused" in reply.text) == ("unavailable", True)
+        assert engine.status == "paused"
+        away.rename(model)
+        assert (await engine.suspend(False)).outcome == "done"
+        assert isinstance((await events(handle))[-1], Finished)
