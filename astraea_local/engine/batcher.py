@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from astraea_local.engine.binding import Batch, Tokens
 from astraea_local.engine.run import Run
+from astraea_local.engine.slots import Sequence as SlotSequence
 from astraea_local.engine.slots import SequenceTable
 from astraea_local.scheduler.batching import even_chunk, prefill_budget
 from astraea_local.scheduler.speeds import Speeds
@@ -44,32 +45,32 @@ class Batcher:
         self, order: Sequence[Run], table: SequenceTable, speeds: Speeds, *, others: bool
     ) -> list[Output]:
         """Puts what is computed next into the batch; `others` says whether anyone waits for a slot."""
-        self.batch.clear()
-        outputs: list[Output] = []
-        prefilling = []
-        for run in order:
-            if run.decoding:
-                self._put(run, run.pending, outputs)
-            else:
-                prefilling.append(run)
-        if not prefilling:
-            self._cells(table, 0, len(outputs))
-            return outputs
-        budget = self._budget(prefilling, len(outputs), table, speeds, others=others)
-        for run in prefilling:
-            if budget <= 0:
-                break
-            tokens = run.pending[: even_chunk(len(run.pending), budget)]
-            budget -= len(tokens)
-            self._put(run, tokens, outputs)
-        return outputs
+        prefilling = [run for run in order if not run.decoding]
+        chosen = [(run, run.pending) for run in order if run.decoding]
+        if prefilling:
+            budget = self._budget(prefilling, len(chosen), table, speeds, others=others)
+            for run in prefilling:
+                if budget <= 0:
+                    break
+                tokens = run.pending[: even_chunk(len(run.pending), budget)]
+                budget -= len(tokens)
+                chosen.append((run, tokens))
+        else:
+            self._cells(table, 0, len(chosen))
+        return self._put(chosen)
 
-    def _put(self, run: Run, tokens: Tokens, outputs: list[Output]) -> None:
-        sequence = run.sequence
-        assert sequence is not None
-        last = len(sequence.tokens) + len(tokens) == len(run.context)
-        index = self.batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=last)
-        outputs.append(Output(run, tokens, index))
+    def _put(self, chosen: list[tuple[Run, Tokens]]) -> list[Output]:
+        """Fills the batch by sequence id: a context with a stream for each sequence computes only those
+        together that follow each other so (`llama_batch_allocr::split_equal`).
+        """
+        self.batch.clear()
+        outputs = []
+        for run, tokens in sorted(chosen, key=lambda pair: _sequence_of(pair[0]).id):
+            sequence = _sequence_of(run)
+            last = len(sequence.tokens) + len(tokens) == len(run.context)
+            index = self.batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=last)
+            outputs.append(Output(run, tokens, index))
+        return outputs
 
     def _budget(
         self, prefilling: Sequence[Run], decoding: int, table: SequenceTable, speeds: Speeds, *, others: bool
@@ -80,8 +81,7 @@ class Batcher:
         if not (decoding or others):
             return room
         tokens = sum(len(s.tokens) for s in table if s.segment is not None) if decoding else 0
-        first = prefilling[0].sequence
-        past = 0 if first is None else len(first.tokens)
+        past = len(_sequence_of(prefilling[0]).tokens)
         budget = prefill_budget(speeds, self.max_step_s, decoding=decoding, tokens=tokens, past=past)
         return min(room, budget)
 
@@ -90,6 +90,11 @@ class Batcher:
             return wanted
         self.make_room(decoding + wanted)
         return max(0, min(wanted, table.cells_free - decoding))
+
+
+def _sequence_of(run: Run) -> SlotSequence:
+    assert run.sequence is not None
+    return run.sequence
 
 
 def load_of(outputs: Sequence[Output]) -> Load:

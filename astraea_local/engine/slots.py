@@ -197,9 +197,10 @@ class SequenceTable:
         return [s for s in self.sequences if s.segment is None and len(s.tokens) and not s.reserved]
 
     def free(self) -> Sequence | None:
-        """An empty sequence, if any."""
-        unused = (s for s in self.sequences if s.segment is None and not len(s.tokens) and not s.reserved)
-        return next(unused, None)
+        """An empty sequence, if any: next to a running one if there is such, see `Batcher`."""
+        unused = [s for s in self.sequences if s.segment is None and not len(s.tokens) and not s.reserved]
+        running = {s.id for s in self.sequences if s.segment is not None}
+        return min(unused, key=lambda s: running.isdisjoint((s.id - 1, s.id + 1)), default=None)
 
     def usable_prefix(self, sequence: Sequence, prompt: Tokens) -> int:
         """Leading tokens of `prompt` that can be taken from this sequence.

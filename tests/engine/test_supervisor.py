@@ -294,7 +294,7 @@ async def test_an_engine_that_dies_while_paused_takes_no_memory_until_it_is_resu
         assert (engine.status, engine.restarts) == ("ready", 1)
 
 
-async def test_a_resume_that_cannot_load_the_model_can_be_tried_again(spec: EngineSpec, tmp_path: Path) -> None:
+async def test_a_resume_that_cannot_load_the_model_may_be_repeated(spec: EngineSpec, tmp_path: Path) -> None:
     """As when the file is on a disk that is not mounted, or others have the memory just now."""
     model = tmp_path / "model.gguf"
     model.write_bytes(spec.model_path.read_bytes())
