@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import llama_cpp
 import numpy as np
 
-from astraea_local.engine.binding import Context, Model
+from astraea_local.engine.binding import Context, Model, amx
 from astraea_local.engine.core import EngineCore
 from astraea_local.engine.messages import Cancel, Submit
 from astraea_local.engine.sampling import SamplingParams
@@ -102,10 +103,18 @@ def theirs(llama: llama_cpp.Llama, prompt: list[int], count: int) -> tuple[float
     return len(prompt) / (first - started), (count - 1) / (time.perf_counter() - first)
 
 
+def _peer(path: str, **settings: Any) -> llama_cpp.Llama:
+    """It has no switch for what the engine turns off where it would end the process."""
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = not amx.must_be_off()
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", return_value=params):
+        return llama_cpp.Llama(path, **settings)
+
+
 def compare(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians of interleaved runs and of the ratio in each pair."""
     ours = Ours(model, 1, arguments.threads, 2048)
-    llama = llama_cpp.Llama(
+    llama = _peer(
         str(model.path),
         n_ctx=2048,
         n_threads=arguments.threads,

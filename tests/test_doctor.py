@@ -12,6 +12,7 @@ import pytest
 from astraea_local.doctor import Report, examine, kv_bytes_per_token, render, survey
 from astraea_local.doctor.report import Build, Device, Host
 from astraea_local.engine import binding
+from astraea_local.engine.binding import amx
 from astraea_local.model_source import resolve
 from astraea_local.profile import KvType, load, override
 
@@ -77,8 +78,14 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch, *, free: int = 22 * GIB, devices:
         Device(name=f"CUDA{i}", description="NVIDIA Card", is_gpu=True, free=free, total=24 * GIB)
         for i in range(devices)
     ]
-    build = Build(version="0.3.36", gpu_offload=True, cpu_features=("AVX2",), devices=tuple(found))
-    monkeypatch.setattr(survey, "read_build", lambda: build)
+    made = Build(version="0.3.36", gpu_offload=True, cpu_features=("AVX2",), devices=tuple(found))
+    monkeypatch.setattr(survey, "read_build", lambda: made)
+
+
+@pytest.fixture(autouse=True)
+def _usable_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with most compilers and CPUs."""
+    monkeypatch.setattr(amx, "must_be_off", lambda: False)
 
 
 def host(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
@@ -289,6 +296,13 @@ def test_unusable_llama_cpp_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report.build is None
     assert re.search("libcudart.*reinstall it with `pip install", texts(report, "error"))
     assert "error" in render(report).lower()
+
+
+def test_a_compiler_whose_amx_code_crashes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amx, "must_be_off", lambda: True)
+    report = examine(DEMO, nvml=NO_NVML)
+    assert "AMX" in texts(report, "warning")
+    assert "CXXFLAGS=-U__AMX_INT8__ pip install --force-reinstall" in texts(report, "warning")
 
 
 def test_hub_model_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

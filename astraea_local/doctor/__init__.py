@@ -27,6 +27,7 @@ def examine(profile: Profile, *, nvml: Any = None) -> Report:
         findings.append(verdict.unusable_build(build))
     else:
         findings.append(verdict.on_build(profile, build, gpus))
+        findings += verdict.on_amx(build)
         model = _model(profile, findings)
         if model is not None:
             estimate = verdict.estimate(profile, build, model)

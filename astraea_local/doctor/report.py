@@ -39,6 +39,8 @@ class Build(_Facts):
     gpu_offload: bool
     cpu_features: tuple[str, ...]
     devices: tuple[Device, ...]
+    amx_off: bool = False
+    """The compiler made AMX code that crashes; it is not used."""
 
     @property
     def gpu_devices(self) -> list[Device]:

@@ -46,6 +46,7 @@ def read_build() -> Build | str:
             Device(name=d.name, description=d.description, is_gpu=d.is_gpu, free=d.free, total=d.total)
             for d in info.devices
         ),
+        amx_off=info.amx_off,
     )
 
 

@@ -8,6 +8,11 @@ from astraea_local.profile import Profile
 CUDA_INSTALL = (
     'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36'
 )
+# Without AMX; GCC 11.5, 12.4, 13.3 and newer can have it.
+_AMX_INSTALL = (
+    "CXXFLAGS=-U__AMX_INT8__ pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36, "
+    "or the same without CXXFLAGS and with GCC 13.3 or newer"
+)
 _GPU_OVERHEAD = 512 << 20  # kernels and library workspaces of the driver, in none of llama.cpp's figures
 _TIGHT = 0.92  # a fuller memory leaves no room for a desktop or a second program to grow
 _MIN_DISK = 2 << 30
@@ -38,6 +43,13 @@ def on_build(profile: Profile, build: Build, gpus: Sequence[Gpu]) -> Finding:
         text = f"model.main_gpu is {profile.model.main_gpu}, but llama.cpp sees {len(found)}: set it to 0"
         return Finding(severity="error", text=text)
     return Finding(severity="ok", text=f"llama.cpp can use {found[profile.model.main_gpu].description}")
+
+
+def on_amx(build: Build) -> Iterator[Finding]:
+    """Whether the build's AMX code can be used where the CPU has AMX."""
+    if build.amx_off:
+        text = "llama.cpp was compiled by a GCC whose AMX code crashes, so AMX and repacked weights are off"
+        yield Finding(severity="warning", text=f"{text}: for quicker prefill on the CPU run {_AMX_INSTALL}")
 
 
 def idle_gpu(gpus: Sequence[Gpu]) -> str:

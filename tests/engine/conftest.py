@@ -4,12 +4,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import llama_cpp
 import pytest
 
 from astraea_local.bench.random_model import ShapeName
-from astraea_local.engine.binding import Model
+from astraea_local.engine.binding import Model, amx
 from astraea_local.profile import Profile, override
 from tests.engine.harness import Harness, MakeHarness
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reference_without_amx() -> Iterator[None]:
+    """`llama_cpp.Llama` has no switch for what the engine turns off where it would end the process."""
+    defaults = llama_cpp.llama_model_default_params
+
+    def params() -> llama_cpp.llama_model_params:
+        changed = defaults()
+        changed.use_extra_bufts = not amx.must_be_off()
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", params)
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import llama_cpp as lib
 from llama_cpp._ggml import libggml
 
+from astraea_local.engine.binding import amx
 from astraea_local.engine.binding.library import start_backend
 
 _GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
@@ -56,6 +57,8 @@ class BuildInfo:
     gpu_offload: bool
     system: str
     devices: tuple[Device, ...]
+    amx_off: bool
+    """Its AMX code would end the process, so models are loaded without it."""
 
 
 def supports_gpu_offload() -> bool:
@@ -71,6 +74,7 @@ def build_info() -> BuildInfo:
         gpu_offload=supports_gpu_offload(),
         system=lib.llama_print_system_info().decode(),
         devices=tuple(_devices()),
+        amx_off=amx.must_be_off(),
     )
 
 

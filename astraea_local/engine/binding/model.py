@@ -9,6 +9,7 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
+from astraea_local.engine.binding import amx
 from astraea_local.engine.binding.library import (
     Handle,
     ModelLoadError,
@@ -67,6 +68,8 @@ class Model(Handle):
         start_backend()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
+        # The only switch there is; it also turns off the repacking of some types for quicker prefill.
+        params.use_extra_bufts = not vocab_only and not amx.must_be_off()
         params.n_gpu_layers = gpu_layers
         params.main_gpu = main_gpu
         params.split_mode = _SPLIT[split]
