@@ -1,9 +1,10 @@
 """What each point of the default policy buys, simulated with one of them taken away at a time, and what it
-could gain by knowing more: `--knowledge`.
+could gain by knowing more: `--knowledge`. `--width` varies how much its width trusts predictions.
 
 examples:
   python benchmarks/ablation.py --jobs 500 --seeds 3
   python benchmarks/ablation.py --knowledge --workloads infercept --rate 7 --jobs 1000 --seeds 4
+  python benchmarks/ablation.py --width --seeds 30
 """
 
 import argparse
@@ -32,6 +33,7 @@ from astraea_local.scheduler.policies.astraea import Astraea
 from astraea_local.scheduler.predictor import Predictor
 from astraea_local.scheduler.queues import Key
 from astraea_local.scheduler.speeds import Speeds
+from astraea_local.scheduler.width import best_width
 
 
 class FirstLevelOnly(Astraea):
@@ -81,6 +83,16 @@ class FullWidth(Astraea):
 
     def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
         return slots
+
+
+def trusting(known: float) -> type[Astraea]:
+    """The policy with so much of the gain of known sizes in its choice of a width."""
+
+    class Trusting(Astraea):
+        def width(self, speeds: Speeds, slots: int, ready: int, context: float) -> int:
+            return best_width(speeds, slots, ready, context, known=known)
+
+    return Trusting
 
 
 class CallOnly(Astraea):
@@ -154,12 +166,22 @@ KNOWLEDGE = (
     Variant("both", predictor=TrueCallsAndLengths),
     Variant("everything: the oracle", named="oracle"),
 )
+WIDTHS = tuple(Variant(f"known sizes count {known:g}", trusting(known)) for known in (0.7, 0.3, 0.5, 1, 2))
+
+
+def _burst(jobs: int, rate: float) -> Callable[[int], Sequence[SimJob]]:
+    return lambda seed: coding(seed, jobs=jobs, rate=rate, context_limit=2000)
 
 
 def workloads(args: argparse.Namespace) -> dict[str, tuple[Setting, Callable[[int], Sequence[SimJob]]]]:
     """Name -> setting and jobs by seed."""
     gpu, cpu = Setting("astraea", a100_8b()), Setting("astraea", smollm2_cpu())
     few = args.jobs // 5
+    if args.width:
+        return {
+            f"{jobs} coding agents, {rate:g}/s, 2 CPU cores": (cpu, _burst(jobs, rate))
+            for jobs, rate in ((12, 0.25), (12, 0.5), (24, 0.5))
+        }
     return {
         f"infercept {args.rate:g}/s, A100": (
             gpu,
@@ -202,11 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workloads", nargs="+", choices=("infercept", "mixed", "coding"), help="default: all three"
     )
     parser.add_argument("--knowledge", action="store_true", help="what it could gain by knowing more")
+    parser.add_argument("--width", action="store_true", help="bursts of few agents, by other widths")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
+    if args.width and (args.knowledge or args.workloads):
+        parser.error("--width has workloads of its own and goes without --knowledge and --workloads")
     wanted = tuple(args.workloads or ("",))
     chosen = {name: what for name, what in workloads(args).items() if name.startswith(wanted)}
-    variants = KNOWLEDGE if args.knowledge else VARIANTS
+    variants = KNOWLEDGE if args.knowledge else WIDTHS if args.width else VARIANTS
     figures: dict[str, dict[str, Any]] = {variant.name: {} for variant in variants}
     for variant in track(variants, "simulating"):
         for name, (setting, jobs) in chosen.items():

@@ -3,12 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from astraea_local.engine import passes
 from astraea_local.engine.binding import Batch, Tokens
 from astraea_local.engine.run import Run
 from astraea_local.engine.slots import Sequence as SlotSequence
 from astraea_local.engine.slots import SequenceTable
 from astraea_local.scheduler.batching import even_chunk, prefill_budget
 from astraea_local.scheduler.speeds import Speeds
+
+_NO_USE = np.zeros(1, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,15 @@ class Output:
     run: Run
     tokens: Tokens
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is in a batch."""
+
+    outputs: list[Output]
+    fillers: list[SlotSequence]
+    """Idle sequences with a token of no use, to be taken out after the step (`passes.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +55,7 @@ class Batcher:
     max_step_s: float
     make_room: Callable[[int], None]
 
-    def fill(
-        self, order: Sequence[Run], table: SequenceTable, speeds: Speeds, *, others: bool
-    ) -> list[Output]:
+    def fill(self, order: Sequence[Run], table: SequenceTable, speeds: Speeds, *, others: bool) -> Step:
         """Puts what is computed next into the batch; `others` says whether anyone waits for a slot."""
         prefilling = [run for run in order if not run.decoding]
         chosen = [(run, run.pending) for run in order if run.decoding]
@@ -57,20 +69,23 @@ class Batcher:
                 chosen.append((run, tokens))
         else:
             self._cells(table, 0, len(chosen))
-        return self._put(chosen)
+        # Beside a prefill one pass more or less is nothing.
+        return self._put(chosen, [] if prefilling else _fillers(order, table, speeds))
 
-    def _put(self, chosen: list[tuple[Run, Tokens]]) -> list[Output]:
-        """Fills the batch by sequence id: a context with a stream for each sequence computes only those
-        together that follow each other so (`llama_batch_allocr::split_equal`).
-        """
+    def _put(self, chosen: list[tuple[Run, Tokens]], fillers: list[SlotSequence]) -> Step:
+        """By sequence id, so that neighbors are computed in one pass, whatever the policy's order is."""
         self.batch.clear()
+        tokens_of = {_sequence_of(run).id: (run, tokens) for run, tokens in chosen}
         outputs = []
-        for run, tokens in sorted(chosen, key=lambda pair: _sequence_of(pair[0]).id):
-            sequence = _sequence_of(run)
+        for sequence in sorted([_sequence_of(run) for run, _ in chosen] + fillers, key=lambda s: s.id):
+            if sequence.id not in tokens_of:
+                self.batch.add(_NO_USE, len(sequence.tokens), sequence.id, last_logits=False)
+                continue
+            run, tokens = tokens_of[sequence.id]
             last = len(sequence.tokens) + len(tokens) == len(run.context)
             index = self.batch.add(tokens, len(sequence.tokens), sequence.id, last_logits=last)
             outputs.append(Output(run, tokens, index))
-        return outputs
+        return Step(outputs, fillers)
 
     def _budget(
         self, prefilling: Sequence[Run], decoding: int, table: SequenceTable, speeds: Speeds, *, others: bool
@@ -90,6 +105,15 @@ class Batcher:
             return wanted
         self.make_room(decoding + wanted)
         return max(0, min(wanted, table.cells_free - decoding))
+
+
+def _fillers(order: Sequence[Run], table: SequenceTable, speeds: Speeds) -> list[SlotSequence]:
+    computed = {_sequence_of(run).id: len(run.context) for run in order}
+    # As in most steps: there is no gap.
+    if table.unified or len(computed) == max(computed, default=-1) - min(computed, default=0) + 1:
+        return []
+    idle = {sequence.id: len(sequence.tokens) for sequence in table.fillable()}
+    return [table.sequences[i] for i in passes.fillers(computed, idle, speeds)]
 
 
 def _sequence_of(run: Run) -> SlotSequence:

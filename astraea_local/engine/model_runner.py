@@ -50,10 +50,10 @@ class ModelRunner:
         """
         order, batch = self.lifecycle.order, self.batcher.batch
         others = len(self.lifecycle.runs) > len(order)
-        outputs = self.batcher.fill(order, table, self.meter.speeds, others=others)
-        if not outputs:
+        step = self.batcher.fill(order, table, self.meter.speeds, others=others)
+        if not step.outputs:
             return False
-        load = load_of(outputs)
+        load = load_of(step.outputs)
         filled = time.perf_counter()
         code = context.decode(batch)
         context.synchronize()
@@ -62,7 +62,9 @@ class ModelRunner:
             return False
         if code != 0:
             raise EngineFault(f"llama_decode returned {code}")
-        sampling = self._take(outputs, context, table, limit)
+        for sequence in step.fillers:
+            table.take_out(sequence)
+        sampling = self._take(step.outputs, context, table, limit)
         self.meter.observe(
             decoded - filled,
             decoding=load.decoding,

@@ -202,6 +202,17 @@ class SequenceTable:
         running = {s.id for s in self.sequences if s.segment is not None}
         return min(unused, key=lambda s: running.isdisjoint((s.id - 1, s.id + 1)), default=None)
 
+    def fillable(self) -> list[Sequence]:
+        """Sequences of the per-slot layout that nobody runs in, and to which a token may be lent."""
+        if self.unified or self._windowed or not self.trimmable:
+            return []
+        unused = [s for s in self.sequences if s.segment is None and not s.reserved]
+        return [s for s in unused if len(s.tokens) < self._context.n_ctx_seq]
+
+    def take_out(self, sequence: Sequence) -> None:
+        """Removes what a decode put behind the sequence's own tokens."""
+        self._context.seq_rm(sequence.id, len(sequence.tokens), -1)
+
     def usable_prefix(self, sequence: Sequence, prompt: Tokens) -> int:
         """Leading tokens of `prompt` that can be taken from this sequence.
 
