@@ -32,8 +32,12 @@ def _run_all(server: Server, *, retries: int = 0) -> list[Log]:
 def test_all_finish_with_their_own_conversation_and_cached_context(
     start_server: StartServer, layout: str
 ) -> None:
-    """Nobody prefills its context twice, though slots change hands between calls."""
-    server = start_server("--slots", "4", "--kv-layout", layout)
+    """Nobody prefills its context twice, though slots change hands between calls.
+
+    First come, first served has four run on any machine, and nobody next to itself; the default policy may
+    find that fewer at a time end sooner, and then an agent returns before its slot is taken.
+    """
+    server = start_server("--slots", "4", "--kv-layout", layout, "--policy", "fcfs")
     logs = _run_all(server)
     assert [log.error for log in logs] == [""] * AGENTS
     for log in logs:
