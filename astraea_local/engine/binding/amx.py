@@ -2,7 +2,7 @@
 
 `ggml_backend_amx_mul_mat` fills in a tile configuration of 64 bytes. For GCC before 11.5, 12.4 and 13.3
 `_tile_loadconfig` reads 8 of them, so it leaves the others unwritten, and the CPU refuses them (GCC bug
-114098, llama.cpp issue 20824). Debian 12 and Red Hat 8 and 9 have such compilers.
+114098, llama.cpp issue 20824). Debian 12 and Ubuntu 22.04 have such compilers.
 """
 
 import functools
